@@ -1,0 +1,77 @@
+# Needs make, Python 3.11 or newer, and a package registry as pip is set up on this machine.
+
+# Candidates, best first; the first that is new enough and can make virtual environments is taken.
+PYTHON ?= python3.13 python3.12 python3.11 python3
+VENV ?= .venv
+# Words for pytest: make test ARGS="-k probe"
+ARGS ?=
+# Seconds one test may take before it is ended and reported with the stack of every thread.
+TEST_TIMEOUT ?= 180
+
+VPY := $(VENV)/bin/python
+PIP := $(VPY) -m pip install -qq --disable-pip-version-check --no-input
+LOCK := $(VPY) -m uv --quiet pip compile pyproject.toml --universal --python-version 3.11 \
+	--generate-hashes --no-header
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check lint format types imports compose lock clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.run ## see it work: a provider goes down, its tasks are held, nothing fails
+	@$(VPY) -m demo
+
+test: $(VENV)/.dev ## every test, with real servers and real workers; ARGS="-k probe" picks some
+	@$(VPY) -m pytest --timeout=$(TEST_TIMEOUT) $(ARGS)
+
+check: lint types imports compose ## everything that is checked without running it
+
+lint: $(VENV)/.dev ## ruff: rules and format
+	@$(VPY) -m ruff check .
+	@$(VPY) -m ruff format --check .
+
+format: $(VENV)/.dev ## let ruff mend what it can
+	@$(VPY) -m ruff check --fix .
+	@$(VPY) -m ruff format .
+
+types: $(VENV)/.dev ## mypy, strict
+	@$(VPY) -m mypy
+
+imports: $(VENV)/.dev ## import-linter: the layers
+	@$(VPY) -c 'from importlinter.cli import lint_imports_command as main; main()'
+
+compose: $(VENV)/.dev ## docker-compose.yml is one that Compose accepts; no Docker needed
+	@$(VENV)/bin/docker-compose --file docker-compose.yml config --quiet && echo "docker-compose.yml is valid"
+
+lock: $(VENV)/.dev ## write requirements/*.txt anew from pyproject.toml; ARGS=--upgrade for newer versions
+	$(LOCK) --extra dev --output-file requirements/dev.txt $(ARGS)
+	$(LOCK) --extra demo --constraint requirements/dev.txt --output-file requirements/run.txt $(ARGS)
+
+clean: ## remove what was made, the virtual environment too
+	rm -rf $(VENV) .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps say what is installed; a lock that is newer than its stamp is installed again.  The locks are complete, so
+# pip need not resolve anything (--no-deps); what is in the environment beyond the lock stays.
+$(VENV)/.made:
+	@for python in $(PYTHON); do \
+	    "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    echo "making $(VENV) with $$("$$python" --version)"; \
+	    "$$python" -m venv $(VENV) && touch $@ && exit 0; \
+	    exit 1; \
+	done; \
+	echo "make: no Python 3.11 or newer (with venv) among: $(PYTHON). Set one: make PYTHON=/path/to/python3.11" >&2; \
+	exit 1
+
+$(VENV)/.run: requirements/run.txt $(VENV)/.made
+	@echo "installing requirements/run.txt"
+	@$(PIP) --no-deps --require-hashes -r $<
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml $(VENV)/.made
+	@echo "installing requirements/dev.txt"
+	@$(PIP) --no-deps --require-hashes -r $<
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $(VENV)/.run $@

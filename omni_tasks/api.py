@@ -1,0 +1,92 @@
+"""
+The decorator and the context manager: a circuit around plain code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, ParamSpec, TypeVar, cast
+
+from omni_tasks.breaker import CircuitBreaker
+from omni_tasks.manager import get_circuit_breaker_manager
+
+__all__ = ["circuit_breaker", "circuit_breaker_context"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def circuit_breaker(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """
+    Put the circuit *name* around a function or a coroutine function.
+
+    The circuit is looked up at each call, so a module can be imported before
+    anything is configured.
+
+    Raises:
+        UnknownCircuitError: At the call: no such circuit.
+
+        CircuitOpenError: At the call: refused, the function did not run.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        if inspect.iscoroutinefunction(function):
+            return cast("Callable[P, R]", _around_coroutine(name, function))
+
+        @functools.wraps(function)
+        def around(*args: P.args, **kwargs: P.kwargs) -> R:
+            return get_circuit_breaker_manager().call(name, function, *args, **kwargs)
+
+        return around
+
+    return decorate
+
+
+def _around_coroutine(
+    name: str, function: Callable[P, Coroutine[Any, Any, R]]
+) -> Callable[P, Coroutine[Any, Any, R]]:
+    @functools.wraps(function)
+    async def around(*args: P.args, **kwargs: P.kwargs) -> R:
+        manager = get_circuit_breaker_manager()
+        breaker = manager.get(name)
+        if not manager.enabled:
+            return await function(*args, **kwargs)
+        # The store is asked in a thread: a slow answer must not stop the event loop.
+        permit = await asyncio.to_thread(breaker.admit)
+        error: BaseException | None = None
+        try:
+            with breaker.holding():
+                return await function(*args, **kwargs)
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            # Shielded, because a cancelled caller must still give its permit back.
+            await asyncio.shield(asyncio.to_thread(breaker.report, permit, error))
+
+    return around
+
+
+@contextlib.contextmanager
+def circuit_breaker_context(name: str) -> Iterator[CircuitBreaker | None]:
+    """
+    Put the circuit *name* around a block.
+
+    Yields:
+        The breaker, or ``None`` when no circuit of that name is configured or
+        resilience is disabled: then the block simply runs.
+
+    Raises:
+        CircuitOpenError: Refused; the block does not run.
+    """
+    manager = get_circuit_breaker_manager()
+    breaker = manager.find(name) if manager.enabled else None
+    if breaker is None:
+        yield None
+        return
+    with breaker:
+        yield breaker

@@ -1,0 +1,3 @@
+"""
+The rules, pure: no clock, no socket, no thread, no Celery, no Redis.
+"""

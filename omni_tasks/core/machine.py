@@ -1,0 +1,338 @@
+"""
+The circuit's rules, as pure functions.
+
+Nothing here reads a clock or opens a socket: time arrives as *now_ms* and every
+function returns a new value.  The Redis store states the same rules in Lua
+(``store/lua/*.lua``); ``tests/contract`` holds both to one set of cases.
+
+The only legal arrows, besides the operator's::
+
+    CLOSED --trip--> OPEN --recovery timeout--> HALF_OPEN --close--> CLOSED
+                      ^                             |
+                      +-----------reopen------------+
+
+A state change is visible to its caller by comparing the state before with the
+state after, so no rule has to remember to announce itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from omni_tasks.core.model import (
+    Admission,
+    Circuit,
+    CircuitState,
+    Draw,
+    Override,
+    Permit,
+    Request,
+    Settlement,
+    Transition,
+)
+from omni_tasks.core.outcome import Outcome, Report
+from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.ramp import CALL, cut_ramp, fill_ramp, grow_ramp, start_ramp, stop_ramp, take
+
+__all__ = ["acquire", "draw", "force", "reset", "retry_after", "settle"]
+
+#: How long a held task that was sent out as a probe may take to reach a worker's gate
+#: before another is sent.
+DRAWN_MS = 1000
+
+
+def acquire(
+    circuit: Circuit, config: CircuitBreakerConfig, request: Request, *, now_ms: int
+) -> tuple[Circuit, Admission]:
+    """
+    Decide whether one more call may run.
+
+    Args:
+        circuit: The circuit as the store last saw it.
+
+        config: What it is configured to do.
+
+        request: The call's question.
+
+        now_ms: Unix time from the *store's* clock.
+
+    Returns:
+        The circuit to store and the answer.
+    """
+    before = circuit.effective_state
+    if not circuit.gen:
+        # The first question, or the first after the state was lost: old permits do not match it.
+        circuit = replace(circuit, gen=request.permit_id, changed_at_ms=now_ms)
+    circuit = _tidy(circuit, config, now_ms)
+    circuit, permit = _grant(circuit, config, request, now_ms)
+    if permit is None:
+        circuit = replace(circuit, rejected=circuit.rejected + 1)
+    return circuit, Admission(
+        permit=permit,
+        state=circuit.effective_state,
+        retry_after_ms=0 if permit else retry_after(circuit, config, now_ms=now_ms),
+        transition=_transition(before, circuit),
+    )
+
+
+def _grant(
+    circuit: Circuit, config: CircuitBreakerConfig, request: Request, now_ms: int
+) -> tuple[Circuit, Permit | None]:
+    permit_id = request.permit_id
+    if permit_id in circuit.calls or permit_id in circuit.probes:
+        # The same question again: its first answer got lost on the way.
+        return circuit, Permit(permit_id, circuit.gen, circuit.epoch, permit_id in circuit.probes)
+    if circuit.override is Override.FORCED_OPEN:
+        return circuit, None
+    if circuit.effective_state is CircuitState.CLOSED:
+        return _grant_call(circuit, config, request, now_ms)
+    if circuit.state is CircuitState.OPEN:
+        if now_ms < circuit.open_until_ms:
+            return circuit, None
+        circuit = _enter(circuit, CircuitState.HALF_OPEN, now_ms)
+    if len(circuit.probes) >= config.half_open_max_calls:
+        return circuit, None
+    lease_ms = min(request.lease_ms or config.probe_lease_ms, config.longest_lease_ms)
+    probes = {**circuit.probes, permit_id: now_ms + lease_ms}
+    circuit = replace(circuit, probes=probes, admitted=circuit.admitted + 1, drawn=max(circuit.drawn - 1, 0))
+    return circuit, Permit(permit_id, circuit.gen, circuit.epoch, probe=True)
+
+
+def _grant_call(
+    circuit: Circuit, config: CircuitBreakerConfig, request: Request, now_ms: int
+) -> tuple[Circuit, Permit | None]:
+    if request.ticket != _ticket(circuit):
+        circuit = fill_ramp(circuit, now_ms)
+        if request.paced and circuit.ramp_rate_mps and circuit.ramp_tokens < CALL:
+            return circuit, None
+        circuit = take(circuit, 1)
+    lease_ms = max(request.lease_ms, config.longest_lease_ms)
+    calls = {**circuit.calls, request.permit_id: now_ms + lease_ms}
+    circuit = replace(circuit, calls=calls, admitted=circuit.admitted + 1)
+    return circuit, Permit(request.permit_id, circuit.gen, circuit.epoch, probe=False)
+
+
+def settle(
+    circuit: Circuit, config: CircuitBreakerConfig, permit: Permit, report: Report, *, now_ms: int
+) -> tuple[Circuit, Settlement]:
+    """
+    Take a finished call's report.
+
+    A report counts once, and only while its permit is held.  It can change the
+    state only in the epoch that gave the permit: a late success never closes
+    and a late failure never extends.
+
+    Returns:
+        The circuit to store and what the report did.
+    """
+    before = circuit.effective_state
+    if permit.id not in circuit.calls and permit.id not in circuit.probes:
+        if circuit.gen:
+            circuit = replace(circuit, stale=circuit.stale + 1)
+        return circuit, Settlement(applied=False, state=before, retry_after_ms=_open_ms(circuit, now_ms))
+    circuit = replace(circuit, calls=_without(circuit.calls, permit.id), probes=_without(circuit.probes, permit.id))
+    circuit = _count(circuit, report.outcome, now_ms)
+    if report.outcome is not Outcome.IGNORED and (permit.gen, permit.epoch) == (circuit.gen, circuit.epoch):
+        rule = _on_success if report.outcome is Outcome.SUCCESS else _on_failure
+        circuit = rule(circuit, config, permit, report, now_ms)
+    return circuit, Settlement(
+        applied=True,
+        state=circuit.effective_state,
+        retry_after_ms=_open_ms(circuit, now_ms),
+        transition=_transition(before, circuit),
+    )
+
+
+def _count(circuit: Circuit, outcome: Outcome, now_ms: int) -> Circuit:
+    if outcome is Outcome.SUCCESS:
+        return replace(
+            circuit,
+            succeeded=circuit.succeeded + 1,
+            successes_in_a_row=circuit.successes_in_a_row + 1,
+            last_success_ms=now_ms,
+        )
+    if outcome is Outcome.FAILURE:
+        return replace(circuit, failed=circuit.failed + 1, successes_in_a_row=0, last_failure_ms=now_ms)
+    return replace(circuit, ignored=circuit.ignored + 1)
+
+
+def _on_success(
+    circuit: Circuit, config: CircuitBreakerConfig, permit: Permit, _report: Report, now_ms: int
+) -> Circuit:
+    if circuit.state is CircuitState.CLOSED:
+        return grow_ramp(replace(circuit, failures=0))
+    if not permit.probe:
+        # Let through by the operator's word: evidence for the counters only.
+        return circuit
+    circuit = replace(circuit, probe_successes=circuit.probe_successes + 1)
+    if circuit.probe_successes < config.success_threshold:
+        return circuit
+    circuit = _enter(replace(circuit, failures=0, reopens=0), CircuitState.CLOSED, now_ms)
+    return start_ramp(circuit, rate_mps=config.ramp_initial_mps, now_ms=now_ms)
+
+
+def _on_failure(circuit: Circuit, config: CircuitBreakerConfig, permit: Permit, report: Report, now_ms: int) -> Circuit:
+    if circuit.state is CircuitState.CLOSED:
+        circuit = replace(circuit, failures=circuit.failures + 1)
+        if circuit.failures < config.failure_threshold:
+            return cut_ramp(circuit, least_mps=config.ramp_initial_mps, now_ms=now_ms)
+        return _open(circuit, config, report, now_ms)
+    if not permit.probe:
+        return circuit
+    circuit = replace(circuit, failures=circuit.failures + 1, reopens=circuit.reopens + 1)
+    return _open(circuit, config, report, now_ms)
+
+
+def _open(circuit: Circuit, config: CircuitBreakerConfig, report: Report, now_ms: int) -> Circuit:
+    open_ms = config.recovery_ms
+    for _ in range(circuit.reopens):
+        open_ms = open_ms * config.backoff_permille // 1000
+        if open_ms >= config.longest_open_ms or config.backoff_permille == 1000:
+            break
+    # A Retry-After can only make the wait longer.
+    open_ms = min(max(open_ms, report.retry_after_ms), config.longest_open_ms)
+    circuit = _enter(circuit, CircuitState.OPEN, now_ms)
+    return replace(circuit, opened_at_ms=now_ms, open_until_ms=now_ms + open_ms)
+
+
+def draw(
+    circuit: Circuit, config: CircuitBreakerConfig, *, wanted: int, now_ms: int
+) -> tuple[Circuit, Draw]:
+    """
+    Decide how many held tasks may return to their queues now, and pay for their starts.
+
+    Args:
+        circuit: The circuit as the store last saw it.
+
+        config: What it is configured to do.
+
+        wanted: Tasks held, >= 0.  With 0 there is nothing left to pace: a circuit that has
+            not failed since it closed drops its ramp.
+
+        now_ms: Unix time from the *store's* clock.
+
+    Returns:
+        The circuit to store and how many may go.
+    """
+    before = circuit.effective_state
+    circuit = _tidy(circuit, config, now_ms)
+    count = 0
+    if circuit.effective_state is CircuitState.CLOSED:
+        if wanted == 0 and circuit.failures == 0:
+            circuit = stop_ramp(circuit)
+        elif wanted and not circuit.ramp_rate_mps:
+            # Closed by the operator's word, or the store forgot: the held tasks must still not return as one wave.
+            circuit = start_ramp(circuit, rate_mps=config.ramp_initial_mps, now_ms=now_ms)
+        circuit = fill_ramp(circuit, now_ms)
+        count = min(wanted, max(circuit.ramp_tokens, 0) // CALL)
+        circuit = take(circuit, count)
+    elif circuit.override is Override.AUTO and now_ms >= circuit.open_until_ms:
+        on_the_way = circuit.drawn if 0 <= now_ms - circuit.drawn_ms < DRAWN_MS else 0
+        count = max(min(wanted, config.half_open_max_calls - len(circuit.probes) - on_the_way), 0)
+        if count:
+            circuit = replace(circuit, drawn=on_the_way + count, drawn_ms=now_ms)
+    return circuit, Draw(
+        count=count,
+        ticket=_ticket(circuit),
+        state=circuit.effective_state,
+        ramping=circuit.ramp_rate_mps > 0,
+        transition=_transition(before, circuit),
+    )
+
+
+def force(
+    circuit: Circuit, override: Override, *, ttl_ms: int, op_id: str, now_ms: int
+) -> tuple[Circuit, Transition | None]:
+    """
+    Follow the operator's word until *ttl_ms* have passed; 0 means until the next word.
+    """
+    before = circuit.effective_state
+    circuit = replace(
+        circuit,
+        gen=circuit.gen or op_id,
+        epoch=circuit.epoch + 1,
+        override=override,
+        override_until_ms=now_ms + ttl_ms if ttl_ms and override is not Override.AUTO else 0,
+        changed_at_ms=now_ms,
+    )
+    return circuit, _transition(before, circuit)
+
+
+def reset(circuit: Circuit, *, op_id: str, now_ms: int) -> tuple[Circuit, Transition | None]:
+    """
+    Close the circuit and clear everything it has counted; only its identity goes on.
+    """
+    fresh = Circuit(gen=circuit.gen or op_id, epoch=circuit.epoch + 1, changed_at_ms=now_ms)
+    return fresh, _transition(circuit.effective_state, fresh)
+
+
+def retry_after(circuit: Circuit, config: CircuitBreakerConfig, *, now_ms: int) -> int:
+    """
+    Milliseconds, > 0, until asking again can help.
+    """
+    if circuit.override is Override.FORCED_OPEN:
+        left = circuit.override_until_ms - now_ms if circuit.override_until_ms else config.recovery_ms
+    elif circuit.effective_state is CircuitState.CLOSED:
+        # Refused by the ramp: the time to earn one start.
+        left = -(-(CALL - circuit.ramp_tokens) // max(circuit.ramp_rate_mps, 1))
+    elif circuit.state is CircuitState.OPEN:
+        left = circuit.open_until_ms - now_ms
+    else:
+        left = min(min(circuit.probes.values(), default=now_ms) - now_ms, config.recovery_ms)
+    return min(max(left, 1), config.longest_open_ms)
+
+
+def _tidy(circuit: Circuit, config: CircuitBreakerConfig, now_ms: int) -> Circuit:
+    """
+    Do what time alone brings about: leases end, an override ends, a clock step is taken back.
+    """
+    if circuit.override_until_ms and now_ms >= circuit.override_until_ms:
+        circuit = replace(circuit, override=Override.AUTO, override_until_ms=0, epoch=circuit.epoch + 1)
+    if circuit.state is CircuitState.OPEN and now_ms < circuit.opened_at_ms:
+        # The server's clock stepped back: the wait starts again rather than lasting the step.
+        left_ms = min(circuit.open_until_ms - circuit.opened_at_ms, config.longest_open_ms)
+        circuit = replace(circuit, opened_at_ms=now_ms, open_until_ms=now_ms + left_ms)
+    # A worker that died mid-probe never reports: its lease frees the slot, and proves nothing.
+    probes = {
+        permit: min(deadline, now_ms + config.longest_lease_ms)
+        for permit, deadline in circuit.probes.items()
+        if deadline > now_ms
+    }
+    calls = {permit: deadline for permit, deadline in circuit.calls.items() if deadline > now_ms}
+    lapsed = len(circuit.probes) - len(probes) + len(circuit.calls) - len(calls)
+    return replace(circuit, probes=probes, calls=calls, expired=circuit.expired + lapsed)
+
+
+def _enter(circuit: Circuit, state: CircuitState, now_ms: int) -> Circuit:
+    return replace(
+        circuit,
+        state=state,
+        epoch=circuit.epoch + 1,
+        changed_at_ms=now_ms,
+        probe_successes=0,
+        drawn=0,
+        ramp_rate_mps=0,
+        ramp_tokens=0,
+        opened=circuit.opened + (state is CircuitState.OPEN),
+        half_opened=circuit.half_opened + (state is CircuitState.HALF_OPEN),
+    )
+
+
+def _transition(before: CircuitState, circuit: Circuit) -> Transition | None:
+    after = circuit.effective_state
+    if before is after:
+        return None
+    return Transition(previous=before, current=after, epoch=circuit.epoch, failures=circuit.failures)
+
+
+def _open_ms(circuit: Circuit, now_ms: int) -> int:
+    return max(circuit.open_until_ms - now_ms, 0) if circuit.state is CircuitState.OPEN else 0
+
+
+def _ticket(circuit: Circuit) -> str:
+    return f"{circuit.gen}:{circuit.epoch}"
+
+
+def _without(permits: Mapping[str, int], permit_id: str) -> Mapping[str, int]:
+    return {permit: deadline for permit, deadline in permits.items() if permit != permit_id}

@@ -1,0 +1,230 @@
+"""
+The nouns of the state machine.  Every time is in integer milliseconds of the store's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+__all__ = ["Admission", "Circuit", "CircuitState", "Draw", "Override", "Permit", "Request", "Settlement", "Transition"]
+
+
+class CircuitState(StrEnum):
+    """
+    What the circuit does with the next call.
+
+    The values are stored in Redis and are part of the wire format: rename one
+    and every store must migrate.
+    """
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Override(StrEnum):
+    """
+    The operator's word.  It is checked first, in the same atomic step as the rest.
+    """
+
+    AUTO = "auto"
+    FORCED_OPEN = "forced_open"
+    FORCED_CLOSED = "forced_closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circuit:
+    """
+    Everything the store keeps about one circuit.
+
+    The field names are the field names of the Redis hash; *calls* and *probes*
+    are the two sorted sets beside it, permit id -> lease deadline.
+
+    Attributes:
+        gen: Names this incarnation; new after the state was lost.  ``(gen, epoch)`` never repeats.
+
+        epoch: Grows by one with every transition and every word of the operator.
+
+        failures: Consecutive counted failures; back to 0 with a success while closed, and on closing.
+
+        reopens: Reopenings since the circuit was last closed; the back-off's exponent.
+
+        probe_successes: Successful probes in this epoch.
+
+        drawn: Held tasks sent out as probes at *drawn_ms* that have not asked for their permit yet.
+
+        ramp_rate_mps: Calls per second the ramp allows, in thousandths.  0 when no ramp is on.
+
+        ramp_tokens: Starts the ramp has in hand, in millionths of a call.
+
+        ramp_ceiling_mps: The last rate that proved too fast, scaled down; 0 when none has yet.
+    """
+
+    gen: str = ""
+    epoch: int = 0
+    state: CircuitState = CircuitState.CLOSED
+    override: Override = Override.AUTO
+    override_until_ms: int = 0
+    opened_at_ms: int = 0
+    open_until_ms: int = 0
+    changed_at_ms: int = 0
+    failures: int = 0
+    reopens: int = 0
+    probe_successes: int = 0
+    drawn: int = 0
+    drawn_ms: int = 0
+    ramp_rate_mps: int = 0
+    ramp_tokens: int = 0
+    ramp_filled_ms: int = 0
+    ramp_cut_ms: int = 0
+    ramp_ceiling_mps: int = 0
+    admitted: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    ignored: int = 0
+    expired: int = 0
+    stale: int = 0
+    rejected: int = 0
+    opened: int = 0
+    half_opened: int = 0
+    successes_in_a_row: int = 0
+    last_failure_ms: int = 0
+    last_success_ms: int = 0
+    calls: Mapping[str, int] = field(default_factory=dict)
+    probes: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def effective_state(self) -> CircuitState:
+        """
+        The state as callers meet it: the operator's word before the machine's own.
+        """
+        if self.override is Override.FORCED_OPEN:
+            return CircuitState.OPEN
+        if self.override is Override.FORCED_CLOSED:
+            return CircuitState.CLOSED
+        return self.state
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """
+    The right to run one call.
+
+    Attributes:
+        id: Unique for every attempt; settling it twice counts once.
+
+        gen: The circuit's incarnation that gave it.
+
+        epoch: The circuit's epoch that gave it.
+
+        probe: Whether it was given while half open.
+
+        local: Given by the process's own breaker, because the shared store was away.
+    """
+
+    id: str
+    gen: str
+    epoch: int
+    probe: bool
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """
+    The question "may this call run now?".
+
+    Attributes:
+        permit_id: A new id for every attempt.
+
+        lease_ms: The call's own hard time limit with a margin; 0 for the circuit's lease.
+
+        paced: Whether the ramp may refuse it.  Tasks wait well; a plain call would fail.
+
+        ticket: ``gen:epoch`` of the :class:`Draw` that already paid for this start, or ``""``.
+    """
+
+    permit_id: str
+    lease_ms: int = 0
+    paced: bool = False
+    ticket: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """
+    A change of state that *this* call caused.  One caller in the cluster gets it.
+    """
+
+    previous: CircuitState
+    current: CircuitState
+    epoch: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """
+    The answer to a :class:`Request`.
+
+    Attributes:
+        permit: The permit to settle, or ``None`` when the call is refused.
+
+        state: The state after the question was answered.
+
+        retry_after_ms: Milliseconds until asking again can help: > 0 when refused, else 0.
+
+        transition: What this question changed, or ``None``.
+    """
+
+    permit: Permit | None
+    state: CircuitState
+    retry_after_ms: int = 0
+    transition: Transition | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """
+    What a report did.
+
+    Attributes:
+        applied: Whether the permit was still held; a second report of one permit is not applied.
+
+        state: The state after the report.
+
+        retry_after_ms: Milliseconds the circuit stays open from now; 0 unless it is open.
+
+        transition: What this report changed, or ``None``.
+    """
+
+    applied: bool
+    state: CircuitState
+    retry_after_ms: int = 0
+    transition: Transition | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """
+    How many held tasks may go back to their queues now.
+
+    Attributes:
+        count: Starts paid for, >= 0.
+
+        ticket: ``gen:epoch``, to be carried by the tasks that go; valid in that epoch only.
+
+        state: The state now.
+
+        ramping: Whether the circuit still limits the rate of starts.
+
+        transition: What this question changed (an override that ran out), or ``None``.
+    """
+
+    count: int
+    ticket: str
+    state: CircuitState
+    ramping: bool
+    transition: Transition | None = None

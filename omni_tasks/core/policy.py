@@ -1,0 +1,150 @@
+"""
+What a circuit is configured to do.
+
+Public fields are float seconds; the machine, the wire and the Lua scripts carry
+integer milliseconds, read from the ``*_ms`` properties.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from omni_tasks.errors import ConfigurationError
+
+__all__ = ["CircuitBreakerConfig"]
+
+#: Longest time any setting may name: 30 days.  Keeps Unix milliseconds plus a duration
+#: far below 2**53, the largest integer that Lua holds exactly.
+LONGEST_SECONDS = 30 * 86_400.0
+
+#: Longest circuit name in characters.
+LONGEST_NAME = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CircuitBreakerConfig:
+    """
+    One circuit's frozen configuration.  All times are in seconds.
+
+    Attributes:
+        name: What logs, refusals and metrics call it.  1-128 printable characters.
+
+        failure_threshold: Consecutive counted failures that trip the circuit.  1-1,000,000.
+
+        recovery_timeout: Time the circuit stays open before a probe.  0.001 s - 30 days.
+
+        monitor_interval: Time between two looks of the monitor at this circuit.  0.001 s - 30 days.
+
+        half_open_max_calls: Probes in flight at once, over the whole cluster.  1-1,000.
+
+        success_threshold: Successful probes that close the circuit.  1-1,000,000.
+
+        probe_lease:
+            How long a probe may stay silent before its permit is given to
+            another.  A task's own hard time limit overrides it.  0.001 s - 30 days.
+
+        call_lease:
+            How long an ordinary call's report is waited for; also the longest
+            lease a probe can have.  0.001 s - 30 days.
+
+        backoff_factor:
+            Each reopening multiplies the open time by this.  1.0 (never longer) - 10.0.
+
+        max_recovery_timeout:
+            Cap for the open time, however it was extended (back-off, a
+            provider's Retry-After).  Raised to *recovery_timeout* if that is longer.
+
+        ramp_initial_rate:
+            Task starts per second right after the circuit closes, before any
+            has succeeded.  Held and fresh tasks share it.  1.0 - 10,000.
+    """
+
+    name: str
+    failure_threshold: int = 5
+    recovery_timeout: float = 60.0
+    monitor_interval: float = 10.0
+    half_open_max_calls: int = 1
+    success_threshold: int = 1
+    probe_lease: float = 30.0
+    call_lease: float = 3600.0
+    backoff_factor: float = 1.0
+    max_recovery_timeout: float = 3600.0
+    ramp_initial_rate: float = 2.0
+
+    def __post_init__(self) -> None:
+        """
+        Refuse what cannot work, naming the field.
+
+        Raises:
+            ConfigurationError: A field is of the wrong type or out of its range.
+        """
+        if not isinstance(self.name, str) or not 0 < len(self.name) <= LONGEST_NAME or not self.name.isprintable():
+            raise ConfigurationError("name", self.name, f"1-{LONGEST_NAME} printable characters")
+        for option, most in (
+            ("failure_threshold", 1_000_000),
+            ("half_open_max_calls", 1_000),
+            ("success_threshold", 1_000_000),
+        ):
+            value = getattr(self, option)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ConfigurationError(option, value, f"a whole number from 1 to {most}")
+        for option in ("recovery_timeout", "monitor_interval", "probe_lease", "call_lease", "max_recovery_timeout"):
+            self._require_number(option, 0.001, LONGEST_SECONDS, "s")
+        self._require_number("backoff_factor", 1.0, 10.0, "")
+        self._require_number("ramp_initial_rate", 1.0, 10_000.0, "per second")
+
+    def _require_number(self, option: str, least: float, most: float, unit: str) -> None:
+        value = getattr(self, option)
+        good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not good or not least <= value <= most:
+            raise ConfigurationError(option, value, f"a number from {least:g} to {most:g} {unit}".rstrip())
+
+    @property
+    def recovery_ms(self) -> int:
+        """
+        The open time after a first trip, in ms.
+        """
+        return round(self.recovery_timeout * 1000)
+
+    @property
+    def longest_open_ms(self) -> int:
+        """
+        The longest the circuit may stay open without another failure, in ms.
+        """
+        return max(round(self.max_recovery_timeout * 1000), self.recovery_ms)
+
+    @property
+    def probe_lease_ms(self) -> int:
+        """
+        A probe's lease where its caller names none, in ms.
+        """
+        return round(self.probe_lease * 1000)
+
+    @property
+    def longest_lease_ms(self) -> int:
+        """
+        An ordinary call's lease, and the cap for a probe's, in ms.
+        """
+        return max(round(self.call_lease * 1000), self.probe_lease_ms)
+
+    @property
+    def backoff_permille(self) -> int:
+        """
+        The back-off factor in thousandths: integers only cross the wire.
+        """
+        return round(self.backoff_factor * 1000)
+
+    @property
+    def ramp_initial_mps(self) -> int:
+        """
+        The ramp's first rate in thousandths of a call per second.
+        """
+        return round(self.ramp_initial_rate * 1000)
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """
+        Every field's name: what a circuit's entry in the settings may hold.
+        """
+        return tuple(field.name for field in fields(cls))

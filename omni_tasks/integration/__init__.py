@@ -1,0 +1,3 @@
+"""
+The breaker inside Celery: the gate, the lot, the recording, the mover.
+"""

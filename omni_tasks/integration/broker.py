@@ -1,0 +1,144 @@
+"""
+What must be known of kombu's Redis transport to set a message aside, and nothing else.
+
+kombu keeps a queue as one list per priority, pushes on the left and pops on
+the right; a message on the list is the JSON of ``Message._raw``.
+
+Source:
+    ``kombu.transport.redis.Channel`` (5.7): ``_put``, ``_q_for_pri``,
+    ``_brpop_read``, ``_do_restore_message``.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from celery import Celery
+from kombu.transport.virtual import Message
+from kombu.utils.json import dumps
+
+from omni_tasks.errors import ConfigurationError, ParkingError
+from omni_tasks.settings import redacted
+from omni_tasks.store.redis import connect
+
+__all__ = ["Destination", "broker_url", "destination_of", "envelope_of", "open_client", "was_redelivered"]
+
+_SCHEMES = ("redis", "rediss")
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """
+    Where a held message goes back to.
+
+    Attributes:
+        key: The Redis list of its queue and priority.
+
+        queue: The queue it was received from.
+
+        priority: kombu's: 0 is served first, 9 last.
+    """
+
+    key: str
+    queue: str
+    priority: int
+
+
+def broker_url(app: Celery) -> str | None:
+    """
+    The broker's URL as redis-py reads it, or ``None`` when the broker is not Redis.
+    """
+    connection = app.connection_for_write()
+    uri = str(connection.as_uri(include_password=True))
+    if uri.startswith(("redis+socket://", "socket://")):
+        return f"unix://{uri.split('://', 1)[1]}"
+    return uri if uri.split("://", 1)[0] in _SCHEMES else None
+
+
+def open_client(app: Celery, *, timeout: float) -> redis.Redis:
+    """
+    A client of the broker's own server: there the lot is as durable as the queues, and a move is atomic.
+
+    Raises:
+        ConfigurationError: The broker is not Redis.
+    """
+    url = broker_url(app)
+    if url is None:
+        shown = redacted(str(app.connection_for_write().as_uri()))
+        raise ConfigurationError("broker_url", shown, "a redis:// or rediss:// URL (tasks are held in Redis)")
+    return connect(url, timeout=timeout)
+
+
+def destination_of(message: Message) -> Destination:
+    """
+    Find the list a message came from.
+
+    Raises:
+        ParkingError: Its exchange and routing key lead to several queues or to none; putting it
+            back by them would multiply or lose it.
+    """
+    channel = message.channel
+    info: Mapping[str, Any] = message.delivery_info or {}
+    exchange, routing_key = info.get("exchange") or "", info.get("routing_key") or ""
+    if exchange:
+        queues = sorted(channel._lookup(exchange, routing_key))  # noqa: SLF001 - kombu offers no public look-up
+        if len(queues) != 1:
+            raise ParkingError(
+                f"cannot tell which queue the message came from: exchange {exchange!r} with routing key "
+                f"{routing_key!r} leads to {queues or 'no queue'}; bind exactly one queue to it"
+            )
+        queue = queues[0]
+    elif routing_key:
+        queue = routing_key
+    else:
+        raise ParkingError("cannot tell which queue the message came from: it names no exchange and no routing key")
+    priority = channel.priority(channel._get_message_priority(message._raw, reverse=False))  # noqa: SLF001 - see above
+    key = channel._q_for_pri(queue, priority)  # noqa: SLF001 - see above
+    return Destination(key=f"{channel.global_keyprefix}{key}", queue=queue, priority=priority)
+
+
+def envelope_of(message: Message, headers: Mapping[str, Any], filled_later: Sequence[str]) -> list[str]:
+    """
+    The message as it will be put back, cut at the headers that the server fills in.
+
+    Body, headers and properties stay as they were received; only our own
+    headers are added, and the delivery tag is new, because kombu keeps
+    unacknowledged messages by tag.
+
+    Args:
+        message: As received.
+
+        headers: Our own, ``omni_*``.
+
+        filled_later: Our own headers whose values, whole numbers or text without quotes, come
+            between the pieces.
+
+    Returns:
+        One piece more than *filled_later* has names, in that order.
+    """
+    raw = message._raw  # noqa: SLF001 - what was on the list; the public fields are decoded copies
+    seams = [uuid.uuid4().hex for _ in filled_later]
+    text = dumps(
+        {
+            **raw,
+            "headers": {**raw["headers"], **headers, **dict(zip(filled_later, seams, strict=True))},
+            "properties": {**raw["properties"], "delivery_tag": str(uuid.uuid4())},
+        }
+    )
+    pieces = []
+    for seam in seams:
+        piece, text = text.split(seam)
+        pieces.append(piece)
+    return [*pieces, text]
+
+
+def was_redelivered(message: Message) -> bool:
+    """
+    Whether kombu has put this copy back on its queue after somebody had received it.
+    """
+    info: Mapping[str, Any] = message.delivery_info or {}
+    return bool((message.headers or {}).get("redelivered") or info.get("redelivered"))

@@ -1,0 +1,30 @@
+--[[
+  unpark: move held messages back to their queue in one step.
+
+  KEYS[1]  {prefix}:lot:{<circuit>}:order      zset  entry -> priority, then age
+  KEYS[2]  {prefix}:lot:{<circuit>}:envelopes  hash  entry -> message, NUL where the ticket goes
+  KEYS[3]  {prefix}:lot:{<circuit>}:lists      hash  entry -> Redis list it goes back to
+  KEYS[4]  the broker's list                   list  kombu's messages; the right end is served next
+
+  ARGV[1]   ticket   string, "gen:epoch" that paid for these starts
+  ARGV[2+]  entries  strings, first to be served first
+
+  Returns  how many were moved; an entry that somebody else has moved is passed over
+  Writes   all four keys
+  Cost     O(M log N), M = entries, N = messages held under this circuit
+  Mirrors  omni_tasks/integration/lot.py: Lot.unpark()
+]]
+local moved = 0
+-- Pushed on the right in reverse, so that the first entry is popped first.
+for i = #ARGV, 2, -1 do
+  local entry = ARGV[i]
+  local envelope = redis.call('HGET', KEYS[2], entry)
+  if redis.call('ZREM', KEYS[1], entry) == 1 and envelope then
+    local seam = string.find(envelope, '\0', 1, true)
+    redis.call('RPUSH', KEYS[4], string.sub(envelope, 1, seam - 1) .. ARGV[1] .. string.sub(envelope, seam + 1))
+    moved = moved + 1
+  end
+  redis.call('HDEL', KEYS[2], entry)
+  redis.call('HDEL', KEYS[3], entry)
+end
+return moved

@@ -1,0 +1,108 @@
+"""
+The mover: brings held tasks back, at the pace their circuit sets.
+
+Every worker runs one, from the timer of its consumer.  They need no leader:
+how many tasks may go is decided in the circuit's store, and each move is atomic
+in the broker, so two movers divide the work and never double it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import redis
+from celery import bootsteps
+
+from omni_tasks import signals
+from omni_tasks.integration.install import Integration, integration_of
+
+__all__ = ["MoverStep", "move_held_tasks"]
+
+logger = logging.getLogger(__name__)
+
+#: Every so many ticks a mover also looks at circuits that hold nothing, to end their ramps.
+_SWEEP_TICKS = 10
+
+
+def move_held_tasks(integration: Integration, *, sweep: bool = False) -> int:
+    """
+    Move as many held tasks as their circuits allow now.
+
+    Args:
+        integration: The application's.
+
+        sweep: Whether to also ask for circuits that hold nothing, so that their ramps can end.
+
+    Returns:
+        How many were moved.
+    """
+    moved = 0
+    manager, lot = integration.manager, integration.lot
+    for circuit, held in lot.counts(manager.keys()).items():
+        if not held and not sweep:
+            continue
+        breaker = manager.get(circuit)
+        if manager.degraded:
+            # Only this process's own circuit could answer, and it knows nothing: held stays held.
+            continue
+        answer = breaker.draw(held)
+        if answer.count:
+            count = lot.unpark(circuit, answer.count, answer.ticket)
+            signals.task_released.send(sender=circuit, count=count)
+            moved += count
+    return moved
+
+
+class MoverStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no type information
+    """
+    Starts the mover with the worker's consumer, and again with every new connection.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Celery's own signature
+        """
+        Prepare; nothing is connected yet.
+        """
+        super().__init__(consumer, **kwargs)
+        self._entry: Any = None
+        self._ticks = 0
+        self._failing = False
+
+    def start(self, consumer: Any) -> None:  # noqa: ANN401 - Celery's own signature
+        """
+        Look at the lot every ``omni_mover_interval`` seconds.
+        """
+        self.stop(consumer)
+        integration = integration_of(consumer.app)
+        integration.consumer = consumer
+        if not integration.manager.enabled:
+            return
+        self._entry = consumer.timer.call_repeatedly(
+            integration.settings.mover_interval, self._tick, (integration,)
+        )
+
+    def stop(self, consumer: Any) -> None:  # noqa: ANN401, ARG002 - Celery's own signature
+        """
+        Leave the lot alone.
+        """
+        entry, self._entry = self._entry, None
+        if entry is not None:
+            entry.cancel()
+
+    def _tick(self, integration: Integration) -> None:
+        # An exception that left a timer would be logged by Celery at every tick.
+        self._ticks += 1
+        try:
+            move_held_tasks(integration, sweep=self._ticks % _SWEEP_TICKS == 0)
+        except (redis.RedisError, OSError) as error:
+            if not self._failing:
+                logger.error("Held tasks cannot be moved: %s; going on trying", error)  # noqa: TRY400 - one line
+            self._failing = True
+        except Exception:
+            logger.exception("The mover failed; going on trying")
+        else:
+            if self._failing:
+                logger.warning("Held tasks can be moved again")
+            self._failing = False

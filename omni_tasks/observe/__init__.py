@@ -1,0 +1,3 @@
+"""
+One reader of the cluster's truth: metrics, monitor.
+"""

@@ -1,0 +1,3 @@
+"""
+Where circuits live: in the process's memory, or shared through Redis.
+"""

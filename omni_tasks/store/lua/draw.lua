@@ -1,0 +1,40 @@
+--[[
+  draw: decide how many held tasks may return to their queues now, and pay for their starts.
+
+  KEYS[1..3]  see _prelude.lua
+
+  ARGV[1..10]  see _prelude.lua
+  ARGV[11]     wanted  int >= 0, tasks held; with 0 a ramp that has not failed ends
+
+  Returns  {count, ticket, state, ramping, previous_state, epoch, failures}
+           ramping  1 while the circuit still limits the rate of starts, else 0
+  Writes   the ramp's tokens; the probes on their way
+  Cost     O(log P + lapsed), P = permits outstanding
+  Mirrors  omni_tasks/core/machine.py: draw()
+]]
+local DRAWN_MS = 1000
+local wanted = tonumber(ARGV[11])
+local count = 0
+
+tidy()
+if effective_state() == 'closed' then
+  if wanted == 0 and c.failures == 0 then
+    stop_ramp()
+  elseif wanted > 0 and c.ramp_rate_mps == 0 then
+    start_ramp()
+  end
+  fill_ramp()
+  count = math.min(wanted, math.floor(math.max(c.ramp_tokens, 0) / CALL))
+  take(count)
+elseif c.override == 'auto' and now >= c.open_until_ms then
+  local since = now - c.drawn_ms
+  local on_the_way = (since >= 0 and since < DRAWN_MS) and c.drawn or 0
+  local free = policy.probe_limit - redis.call('ZCARD', KEYS[3]) - on_the_way
+  count = math.max(math.min(wanted, free), 0)
+  if count > 0 then
+    set('drawn', on_the_way + count)
+    set('drawn_ms', now)
+  end
+end
+save()
+return { count, ticket(), effective_state(), c.ramp_rate_mps > 0 and 1 or 0, before, c.epoch, c.failures }

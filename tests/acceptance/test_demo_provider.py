@@ -1,0 +1,237 @@
+"""
+The demo's provider: what a client gets in each mode, what the ledger says about it.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import openai
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MESSAGES: list[Any] = [{"role": "user", "content": "Why the sea is salty"}]
+
+
+class RunningProvider:
+    """
+    A provider in a process of its own, as seen by its clients.
+    """
+
+    def __init__(self) -> None:
+        """
+        Start it on a port of the kernel's choice.
+        """
+        command = [sys.executable, "-m", "demo.provider", "--port", "0", "--latency", "0"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline().rpartition(":")[2])
+        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=10)
+        self.openai = openai.OpenAI(
+            base_url=f"http://127.0.0.1:{self.port}/v1",
+            api_key="demo",
+            max_retries=0,
+            timeout=0.5,
+            http_client=httpx2.Client(trust_env=False),
+        )
+
+    def switch(self, **wanted: object) -> httpx2.Response:
+        """
+        Change its mode, latency or announced wait.
+        """
+        return self.http.post("/control", json=wanted)
+
+    def ask(self, trace_id: str = "t") -> str:
+        """
+        Ask for an article as a worker does, through the SDK.
+        """
+        answer = self.openai.chat.completions.create(
+            model="m", messages=MESSAGES, extra_headers={"X-Trace-Id": trace_id}
+        )
+        return answer.choices[0].message.content or ""
+
+    def calls(self, since: int = 0) -> list[dict[str, Any]]:
+        """
+        Read its ledger.
+        """
+        calls: list[dict[str, Any]] = self.http.get("/ledger", params={"since": since}).json()["calls"]
+        return calls
+
+    def close(self) -> None:
+        """
+        End it.
+        """
+        self.http.close()
+        self.openai.close()
+        self.process.terminate()
+        self.process.wait(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def provider() -> Iterator[RunningProvider]:
+    """
+    A healthy provider without latency.
+    """
+    running = RunningProvider()
+    yield running
+    running.close()
+
+
+def test_a_healthy_provider_writes_an_article(provider: RunningProvider) -> None:
+    """
+    The openai SDK gets an article with the prompt as its title, the same one each time.
+    """
+    text = provider.ask()
+    assert text.startswith("# Why the sea is salty\n")
+    assert len(text.split()) > 60
+    assert provider.ask() == text
+
+
+def test_the_ledger_has_every_call_with_its_trace(provider: RunningProvider) -> None:
+    """
+    Each call is in the ledger in order of arrival: trace id, mode, answer, two clocks.
+    """
+    before = time.monotonic(), time.time()
+    for number in range(3):
+        provider.ask(f"trace-{number}")
+    calls = provider.calls()
+    assert [call["trace_id"] for call in calls] == ["trace-0", "trace-1", "trace-2"]
+    assert {(call["mode"], call["answered"]) for call in calls} == {("ok", 200)}
+    assert before[0] <= calls[0]["at_monotonic"] <= calls[-1]["at_monotonic"] <= time.monotonic()
+    assert before[1] <= calls[0]["at_unix"] <= time.time()
+    assert [call["trace_id"] for call in provider.calls(since=2)] == ["trace-2"]
+
+
+def test_error500(provider: RunningProvider) -> None:
+    """
+    In mode error500 the SDK raises InternalServerError.
+    """
+    provider.switch(mode="error500")
+    with pytest.raises(openai.InternalServerError):
+        provider.ask()
+    assert provider.calls()[-1]["answered"] == 500
+
+
+def test_rate_limit_announces_its_wait(provider: RunningProvider) -> None:
+    """
+    In mode rate_limit the answer is 429 with Retry-After in whole seconds, rounded up.
+    """
+    provider.switch(mode="rate_limit", retry_after=6.2)
+    with pytest.raises(openai.RateLimitError) as caught:
+        provider.ask()
+    assert caught.value.response.headers["retry-after"] == "7"
+    assert provider.calls()[-1]["answered"] == 429
+
+
+def test_hang_answers_nothing(provider: RunningProvider) -> None:
+    """
+    In mode hang the client times out; the ledger has the call as it arrived.
+    """
+    provider.switch(mode="hang")
+    with pytest.raises(openai.APITimeoutError):
+        provider.ask("waits")
+    assert provider.calls()[-1]["trace_id"] == "waits"
+    assert provider.calls()[-1]["answered"] == "hang"
+
+
+def test_reset_is_a_real_tcp_reset(provider: RunningProvider) -> None:
+    """
+    In mode reset the peer's kernel reports ECONNRESET, not an orderly end.
+    """
+    provider.switch(mode="reset")
+    with socket.create_connection(("127.0.0.1", provider.port), timeout=5) as raw:
+        raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            raw.recv(1)
+    with pytest.raises(openai.APIConnectionError):
+        provider.ask()
+    assert [call["answered"] for call in provider.calls()] == ["reset", "reset"]
+
+
+def test_a_healed_provider_answers_again(provider: RunningProvider) -> None:
+    """
+    After any failure mode, switching back to ok makes the next call succeed.
+    """
+    for mode in ("error500", "rate_limit", "reset"):
+        provider.switch(mode=mode)
+        with pytest.raises(openai.APIError):
+            provider.ask()
+        provider.switch(mode="ok")
+        assert provider.ask()
+
+
+def test_the_mode_on_arrival_decides(provider: RunningProvider) -> None:
+    """
+    A call that arrived while the provider was well is answered, although it falls ill meanwhile.
+    """
+    provider.switch(latency=0.3)
+    texts: list[str] = []
+    caller = threading.Thread(target=lambda: texts.append(provider.ask()))
+    caller.start()
+    while provider.http.get("/healthz").json()["running"] == 0:
+        time.sleep(0.01)
+    provider.switch(mode="error500")
+    caller.join()
+    assert texts
+
+
+def test_a_caller_that_leaves_early_has_no_article(provider: RunningProvider) -> None:
+    """
+    A call whose caller gave up before the answer is not counted as completed.
+    """
+    provider.switch(latency=0.8)
+    with pytest.raises(openai.APITimeoutError):
+        provider.ask()
+    while provider.http.get("/healthz").json()["running"]:
+        time.sleep(0.05)
+    assert provider.calls()[-1]["answered"] == "gone"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "named"),
+    [
+        ({"mode": "sulk"}, "mode='sulk' must be one of ok, error500"),
+        ({"latency": -1}, "latency=-1 must be a number of seconds from 0 to 3600"),
+        ({"retry_after": "soon"}, "retry_after='soon' must be a number of seconds"),
+        ({"colour": "red"}, "must be an object with any of mode, latency, retry_after"),
+    ],
+)
+def test_a_wrong_order_is_refused_by_name(provider: RunningProvider, wanted: dict[str, object], named: str) -> None:
+    """
+    A wrong /control request is answered 400 with the option, the value, what is allowed; nothing changes.
+    """
+    answer = provider.switch(**wanted)
+    assert answer.status_code == 400
+    assert named in answer.json()["error"]
+    assert provider.http.get("/healthz").json()["mode"] == "ok"
+
+
+def test_a_body_that_is_no_chat_is_the_callers_fault(provider: RunningProvider) -> None:
+    """
+    A request without messages is answered 400, as the real providers do.
+    """
+    assert provider.http.post("/v1/chat/completions", json={"model": "m"}).status_code == 400
+
+
+def test_it_ends_when_told_although_callers_hang(provider: RunningProvider) -> None:
+    """
+    SIGTERM ends the process within a few seconds, also with a call that hangs.
+    """
+    provider.switch(mode="hang")
+    with socket.create_connection(("127.0.0.1", provider.port), timeout=5) as raw:
+        raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        while not provider.calls():
+            time.sleep(0.01)
+        provider.process.send_signal(signal.SIGTERM)
+        provider.process.wait(5)

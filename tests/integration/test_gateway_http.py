@@ -1,0 +1,294 @@
+"""
+The gateways against a real HTTP server: what each answer becomes, and what a circuit hears of it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from omni_tasks import CircuitOpenError, CircuitState, get_circuit_breaker_manager
+from omni_tasks.gateways import (
+    Article,
+    GatewayConfig,
+    ProviderAuthError,
+    ProviderBadResponse,
+    ProviderError,
+    ProviderQuotaExhausted,
+    ProviderRateLimited,
+    ProviderRejected,
+    ProviderUnavailable,
+    generate_article_deepseek,
+    generate_article_openai,
+)
+from tests.support.http_server import HttpServer, Reply, chat_completion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from omni_tasks import CircuitBreaker
+
+KEY = "sk-canary-4711"
+PROMPT = "canary-prompt: why the sea is salty"
+
+# Seconds.  How much later than its deadline a call may end on a busy machine.
+MARGIN = 0.5
+
+
+@pytest.fixture
+def server() -> Iterator[HttpServer]:
+    """
+    A provider that does what the test says.
+    """
+    with HttpServer() as running:
+        yield running
+
+
+@pytest.fixture
+def config(server: HttpServer) -> GatewayConfig:
+    """
+    A configuration for that provider.
+    """
+    return GatewayConfig(base_url=server.url, api_key=KEY, timeout=5.0, connect_timeout=1.0)
+
+
+@pytest.fixture(autouse=True)
+def circuit(monkeypatch: pytest.MonkeyPatch) -> Iterator[CircuitBreaker]:
+    """
+    The circuit in this process's memory, closed, whatever the test before did to it.
+    """
+    for name in ("OPENAI_BASE_URL", "OPENAI_MODEL", "DEEPSEEK_MODEL", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    manager = get_circuit_breaker_manager()
+    manager.reset_all()
+    yield manager.get("ai_providers")
+    manager.reset_all()
+
+
+def refusal(code: str = "some_code", kind: str = "some_type") -> bytes:
+    """
+    Build an error body that quotes what it was sent, as providers do.
+    """
+    return json.dumps({"error": {"message": f"{KEY} {PROMPT}", "type": kind, "code": code}}).encode()
+
+
+GOOD = chat_completion()
+HTML = "text/html; charset=utf-8"
+WAIT = {"Retry-After": "20", "x-request-id": "req_1"}
+
+TABLE = [
+    # id, answer, error class, retry_after
+    ("200 html", Reply(200, b"<html>hello</html>", content_type=HTML), ProviderBadResponse, None),
+    ("200 null", Reply(200, b"null"), ProviderBadResponse, None),
+    ("200 list", Reply(200, b"[]"), ProviderBadResponse, None),
+    ("200 text", Reply(200, b'"hello"'), ProviderBadResponse, None),
+    ("200 broken", Reply(200, GOOD[:40]), ProviderBadResponse, None),
+    ("200 deep", Reply(200, b"[" * 200_000), ProviderBadResponse, None),
+    ("200 binary", Reply(200, b"\xff\xfe\x00"), ProviderBadResponse, None),
+    ("200 no gzip", Reply(200, GOOD, {"Content-Encoding": "gzip"}), ProviderBadResponse, None),
+    ("200 error", Reply(200, refusal()), ProviderBadResponse, None),
+    ("200 choices null", Reply(200, b'{"choices": null}'), ProviderBadResponse, None),
+    ("200 choices empty", Reply(200, b'{"choices": []}'), ProviderBadResponse, None),
+    ("200 choice null", Reply(200, b'{"choices": [null]}'), ProviderBadResponse, None),
+    ("200 message null", Reply(200, b'{"choices": [{"message": null}]}'), ProviderBadResponse, None),
+    ("200 number", Reply(200, b'{"choices": [{"message": {"content": 5}}]}'), ProviderBadResponse, None),
+    ("200 blank", Reply(200, chat_completion(" \n")), ProviderBadResponse, None),
+    ("200 filtered", Reply(200, chat_completion("x", finish_reason="content_filter")), ProviderRejected, None),
+    ("200 declined", Reply(200, chat_completion(None, refusal="no")), ProviderRejected, None),
+    ("200 no room", Reply(200, chat_completion("", finish_reason="length")), ProviderRejected, None),
+    ("301", Reply(301, b"", {"Location": "http://127.0.0.1:1/"}), ProviderBadResponse, None),
+    ("400", Reply(400, refusal()), ProviderRejected, None),
+    ("401", Reply(401, refusal("invalid_api_key")), ProviderAuthError, None),
+    ("402", Reply(402, refusal()), ProviderQuotaExhausted, None),
+    ("403", Reply(403, refusal()), ProviderRejected, None),
+    ("404", Reply(404, refusal("model_not_found")), ProviderRejected, None),
+    ("408", Reply(408, refusal()), ProviderUnavailable, None),
+    ("409", Reply(409, refusal()), ProviderRejected, None),
+    ("413", Reply(413, b"<html>", content_type=HTML), ProviderRejected, None),
+    ("422", Reply(422, refusal()), ProviderRejected, None),
+    ("429 rate", Reply(429, refusal("rate_limit_exceeded"), WAIT), ProviderRateLimited, 20.0),
+    ("429 quota", Reply(429, refusal("insufficient_quota")), ProviderQuotaExhausted, None),
+    ("429 quota type", Reply(429, refusal("x", "insufficient_quota")), ProviderQuotaExhausted, None),
+    ("429 bare", Reply(429, b""), ProviderRateLimited, None),
+    ("500", Reply(500, refusal()), ProviderUnavailable, None),
+    ("502 html", Reply(502, b"<html>", content_type=HTML), ProviderUnavailable, None),
+    ("503 wait", Reply(503, refusal(), WAIT), ProviderUnavailable, 20.0),
+    ("503 year", Reply(503, refusal(), {"Retry-After": "31536000"}), ProviderUnavailable, 3600.0),
+    ("503 negative", Reply(503, refusal(), {"Retry-After": "-5"}), ProviderUnavailable, None),
+    ("529", Reply(529, refusal()), ProviderUnavailable, None),
+    ("code is key", Reply(500, refusal(KEY, KEY), {"x-request-id": KEY}), ProviderUnavailable, None),
+    ("reset", Reply(fault="reset"), ProviderUnavailable, None),
+    ("half", Reply(200, GOOD, fault="half"), ProviderUnavailable, None),
+]
+
+
+@pytest.mark.parametrize(("reply", "kind", "wait"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_what_an_answer_becomes(
+    server: HttpServer,
+    config: GatewayConfig,
+    circuit: CircuitBreaker,
+    reply: Reply,
+    kind: type[ProviderError],
+    wait: float | None,
+) -> None:
+    """
+    Each answer has one error class and one meaning to the circuit, is asked for once, and gives no secret away.
+    """
+    server.reply = reply
+    with pytest.raises(ProviderError) as caught:
+        generate_article_openai(config, PROMPT)
+    error = caught.value
+    assert type(error) is kind
+    assert error.provider == "openai"
+    assert error.status == (None if reply.fault or "Content-Encoding" in reply.headers else reply.status)
+    assert error.retry_after == wait
+    assert error.request_id == ("req_1" if reply.headers is WAIT else None)
+    assert len(server.requests) == 1
+    metrics = circuit.get_metrics()
+    assert metrics.failed_requests == (0 if kind is ProviderRejected else 1)
+    assert_no_secret(error)
+
+
+def assert_no_secret(error: ProviderError) -> None:
+    """
+    Neither key nor prompt is in anything that a log or a result backend would keep of *error*.
+    """
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    kept = f"{error} {error!r} {vars(error)} {pickle.dumps(error)!r}"
+    assert KEY not in kept
+    assert "canary" not in kept
+
+
+def test_a_refused_connection() -> None:
+    """
+    Nobody listens: the provider is unavailable.
+    """
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        nobody = GatewayConfig(base_url=f"http://127.0.0.1:{bound.getsockname()[1]}", api_key=KEY)
+        with pytest.raises(ProviderUnavailable, match="ConnectError") as caught:
+            generate_article_openai(nobody, PROMPT)
+    assert caught.value.status is None
+    assert_no_secret(caught.value)
+
+
+@pytest.mark.parametrize("reply", [Reply(fault="hang"), Reply(fault="drip", drip=0.05), Reply(fault="drip", drip=5.0)])
+def test_the_wall_deadline(server: HttpServer, reply: Reply) -> None:
+    """
+    A provider that is silent, or keeps the connection alive without an answer, is left at the deadline.
+    """
+    server.reply = reply
+    config = GatewayConfig(base_url=server.url, api_key=KEY, timeout=0.6, connect_timeout=0.5)
+    start = time.monotonic()
+    with pytest.raises(ProviderUnavailable) as caught:
+        generate_article_openai(config, PROMPT)
+    assert 0.6 <= time.monotonic() - start <= 0.6 + MARGIN
+    assert_no_secret(caught.value)
+
+
+def test_an_article(server: HttpServer, config: GatewayConfig) -> None:
+    """
+    The article comes with its provider, model, tokens and the trace id that the request carried.
+    """
+    article = generate_article_openai(config, PROMPT, trace_id="trace-1")
+    assert article == Article("An article.", "openai", "served-model", "trace-1", 11, 22, "stop")
+    assert json.loads(json.dumps(article.as_dict()))["completion_tokens"] == 22
+    (request,) = server.requests
+    assert request.path == "/v1/chat/completions"
+    assert request.headers["authorization"] == f"Bearer {KEY}"
+    assert request.headers["x-trace-id"] == "trace-1"
+    assert {"temperature", "max_completion_tokens"}.isdisjoint(request.json())
+
+
+def test_keep_alive_lines_before_the_answer(server: HttpServer, config: GatewayConfig) -> None:
+    """
+    Blank lines in front of an answer, as an overloaded provider sends them, are not in its way.
+    """
+    server.reply = Reply(body=b"\n\n\n" + chat_completion(usage=False))
+    article = generate_article_openai(config, PROMPT)
+    assert (article.text, article.prompt_tokens, article.completion_tokens) == ("An article.", None, None)
+
+
+def test_a_cut_article_says_so(server: HttpServer, config: GatewayConfig) -> None:
+    """
+    A text that was cut at the token limit is delivered, with the reason.
+    """
+    server.reply = Reply(body=chat_completion("Half an", finish_reason="length"))
+    assert generate_article_openai(config, PROMPT).finish_reason == "length"
+
+
+def test_a_mapping_is_a_configuration(server: HttpServer) -> None:
+    """
+    A plain dictionary does, and its options reach the provider.
+    """
+    given = {"base_url": server.url, "api_key": KEY, "model": "m", "temperature": 0.5, "max_tokens": 9}
+    generate_article_openai(given, PROMPT)
+    sent = server.requests[0].json()
+    assert (sent["model"], sent["temperature"], sent["max_completion_tokens"]) == ("m", 0.5, 9)
+
+
+def test_each_variation_asks_differently(server: HttpServer, config: GatewayConfig) -> None:
+    """
+    The prompt stays, the question around it changes with the variation, and only with it.
+    """
+    for variation in (0, 1, 2, 2):
+        generate_article_openai(config, PROMPT, variation=variation)
+    asked = [json.dumps(request.json(), sort_keys=True) for request in server.requests]
+    assert len(set(asked)) == 3
+    assert asked[2] == asked[3]
+
+
+@pytest.mark.parametrize("trace_id", ["line\r\nInjected: yes", "\u00e9\u4e2d", "x" * 5000])
+def test_a_trace_id_that_no_header_can_carry(server: HttpServer, config: GatewayConfig, trace_id: str) -> None:
+    """
+    It is sent in a form that can be, and kept as it was in the result.
+    """
+    assert generate_article_openai(config, PROMPT, trace_id=trace_id).trace_id == trace_id
+    assert "injected" not in server.requests[0].headers
+    assert len(server.requests[0].headers["x-trace-id"]) <= 200
+
+
+def test_deepseek(server: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    DeepSeek is the same call with its own variables, model and option names.
+    """
+    monkeypatch.setenv("DEEPSEEK_API_KEY", KEY)
+    monkeypatch.setenv("DEEPSEEK_BASE_URL", server.url)
+    article = generate_article_deepseek({"max_tokens": 9}, PROMPT)
+    sent = server.requests[0].json()
+    assert (article.provider, sent["model"], sent["max_tokens"]) == ("deepseek", "deepseek-chat", 9)
+    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_a_dead_provider_is_left_alone(server: HttpServer, config: GatewayConfig, circuit: CircuitBreaker) -> None:
+    """
+    After the threshold the circuit refuses, and nothing more is sent.
+    """
+    server.reply = Reply(500)
+    for _ in range(5):
+        with pytest.raises(ProviderUnavailable):
+            generate_article_openai(config, PROMPT)
+    with pytest.raises(CircuitOpenError):
+        generate_article_openai(config, PROMPT)
+    assert len(server.requests) == 5
+    assert circuit.get_metrics().state is CircuitState.OPEN
+
+
+def test_bad_requests_leave_the_circuit_closed(
+    server: HttpServer, config: GatewayConfig, circuit: CircuitBreaker
+) -> None:
+    """
+    However many requests the provider rejects, it is not taken for dead.
+    """
+    server.reply = Reply(400, refusal())
+    for _ in range(7):
+        with pytest.raises(ProviderRejected):
+            generate_article_openai(config, PROMPT)
+    assert len(server.requests) == 7
+    assert circuit.get_metrics().state is CircuitState.CLOSED
