@@ -29,7 +29,7 @@ test: $(VENV)/.dev ## every test, with real servers and real workers; ARGS="-k p
 check: lint types imports compose ## everything that is checked without running it
 
 lint: $(VENV)/.dev ## ruff: rules and format
-	@$(VPY) -m ruff check .
+	@$(VPY) -m ruff check --output-format=concise .
 	@$(VPY) -m ruff format --check .
 
 format: $(VENV)/.dev ## let ruff mend what it can
@@ -40,7 +40,7 @@ types: $(VENV)/.dev ## mypy, strict
 	@$(VPY) -m mypy
 
 imports: $(VENV)/.dev ## import-linter: the layers
-	@$(VPY) -c 'from importlinter.cli import lint_imports_command as main; main()'
+	@$(VPY) -c 'from importlinter.cli import lint_imports_command as main; main(["--no-logo"])'
 
 compose: $(VENV)/.dev ## docker-compose.yml is one that Compose accepts; no Docker needed
 	@$(VENV)/bin/docker-compose --file docker-compose.yml config --quiet && echo "docker-compose.yml is valid"

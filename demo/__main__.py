@@ -5,26 +5,22 @@ The command: ``python -m demo``.
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import sys
-from contextlib import ExitStack
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from demo.interruption import Interruption, InterruptionError
+from demo.interruption import Interruption
+from demo.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from demo.story import View
-
 __all__ = ["main"]
 
-_FAILED: Final = 1
-_CANNOT_START: Final = 2
-_INTERRUPTED: Final = 130
+# Fewer are written before anybody sees the outage; more prompts do not ship.
+_FEWEST_ARTICLES: Final = 10
+_MOST_ARTICLES: Final = 200
+_LONGEST_OUTAGE_S: Final = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,63 +31,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line after the program's name; None for this process's own.
 
     Returns:
-        0 when the ledger is as it should be, 1 when it is not, 2 when there is no Redis, 130 when interrupted.
+        The exit status.
     """
-    # Before the imports that take their time: from here on nothing can be left behind.
+    # Before the imports that take their time: from here on a signal cannot leave anything behind.
     interruption = Interruption()
-    options = _options(arguments)
+    options = _parser().parse_args(arguments)
+    from demo.run import run  # noqa: PLC0415
 
-    from omni_tasks.embedded import EmbeddedServerError  # noqa: PLC0415
+    return run(Plan(articles=options.articles, outage=options.outage), options.runs, interruption)
 
-    from demo.processes import ProcessEndedError  # noqa: PLC0415
-    from demo.server import UnreachableError  # noqa: PLC0415
-    from demo.stage import StageError  # noqa: PLC0415
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m demo",
+        description="A provider goes down, its tasks are held, nothing fails: the main job, shown live.",
+        epilog="Exit status: 0 the ledger is as it should be, 1 it is not, 2 there is no Redis, 130 interrupted. "
+        "OMNI_REDIS_URL names a Redis to use; without it a throw-away one is started.",
+    )
+    parser.add_argument("--articles", type=_articles, default=Plan.articles, help="how many to write, 10-200")
+    parser.add_argument("--outage", type=_outage, default=Plan.outage, help="seconds that the provider is down, 1-60")
+    parser.add_argument("--runs", type=Path, default=Path("demo-runs"), help="folder that gets one folder per run")
+    return parser
+
+
+def _articles(text: str) -> int:
+    if not text.isdecimal() or not _FEWEST_ARTICLES <= int(text) <= _MOST_ARTICLES:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {_FEWEST_ARTICLES} to {_MOST_ARTICLES}")
+    return int(text)
+
+
+def _outage(text: str) -> float:
     try:
-        return _run(options, interruption)
-    except InterruptionError:
-        print("demo: interrupted; everything that it had started has ended")
-        return _INTERRUPTED
-    except (UnreachableError, EmbeddedServerError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return _CANNOT_START
-    except (ProcessEndedError, StageError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return _FAILED
-
-
-def _run(options: argparse.Namespace, interruption: Interruption) -> int:
-    from demo.plan import Plan  # noqa: PLC0415
-    from demo.processes import Processes  # noqa: PLC0415
-    from demo.server import open_server  # noqa: PLC0415
-    from demo.stage import ROOT  # noqa: PLC0415
-
-    plan = Plan(articles=options.articles, outage=options.outage)
-    folder, logs = _make_folders(options.runs)
-    view = _view()
-    view.note(f"run folder {folder}, full logs in {logs}")
-    with ExitStack() as stack:
-        server = stack.enter_context(open_server(os.environ.get("OMNI_REDIS_URL"), logs))
-        view.note(f"Redis: {server.label}")
-        processes = Processes(ROOT, logs)
-        stack.callback(processes.stop)
-        stack.callback(view.close)
-        interruption.check()
-        ledger = _perform(plan, server, folder, processes, view, interruption)
-    view.account(ledger)
-    objections = ledger.objections()
-    for objection in objections:
-        view.note(f"not as it should be: {objection}")
-    print(ledger.summary(), flush=True)
-    return _FAILED if objections else 0
-
-
-def _perform(plan, server, folder, processes, view, interruption):
-    from demo.client import ProviderClient
-    from demo.ledger import settle
-    from demo.stage import Stage
-    from demo.story import Story
-    from demo.watch import Watch
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= _LONGEST_OUTAGE_S:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of seconds from 1 to {_LONGEST_OUTAGE_S:.0f}")
+    return seconds
 
 
 if __name__ == "__main__":

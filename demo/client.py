@@ -24,7 +24,7 @@ class ProviderClient:
         """
         Talk to the provider on *port* of the loopback interface.
         """
-        self._port = port
+        self.port = port
         self._calls: list[Call] = []
 
     def switch(self, **wanted: object) -> None:
@@ -50,12 +50,12 @@ class ProviderClient:
 
     def _ask(self, method: str, path: str, body: str | None = None) -> dict[str, Any]:
         # Not through a library that would send it to a proxy named in the environment.
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_TIMEOUT_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_TIMEOUT_S)
         try:
             connection.request(method, path, body)
             answer: dict[str, Any] = json.loads(connection.getresponse().read())
         except (http.client.HTTPException, ValueError) as error:
-            raise OSError(f"the provider on port {self._port} answered {method} {path} with nonsense") from error
+            raise OSError(f"the provider on port {self.port} answered {method} {path} with nonsense") from error
         finally:
             connection.close()
         return answer

@@ -62,5 +62,5 @@ class Interruption:
             time.sleep(min(_STEP_S, left))
             self.check()
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal handlers are called
+    def _remember(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as handlers are called
         self._requested = True

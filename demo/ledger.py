@@ -93,14 +93,14 @@ class Ledger:
 
     def summary(self) -> str:
         """
-        The demo's last line.
+        Put it into one line, the demo's last.
         """
         names = ("sent", "succeeded", "failed", "lost", "duplicated", "held", "dead_calls")
         return "demo: " + " ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def objections(self) -> list[str]:
         """
-        What speaks against calling the run a success; empty when nothing does.
+        List what speaks against calling the run a success; empty when nothing does.
         """
         checks = {
             f"{self.sent - self.succeeded} of {self.sent} articles are missing": self.succeeded != self.sent,
@@ -108,7 +108,8 @@ class Ledger:
             f"{self.lost} tasks were lost": self.lost > 0,
             f"{self.duplicated} articles were written twice": self.duplicated > 0,
             "no task was held, so nothing was shown": self.held == 0,
-            f"{self.most_held} tasks were seen held at one time, but only {self.held} say so": self.most_held > self.held,
+            f"{self.most_held} tasks were seen held at one time, but only {self.held} say so": self.most_held
+            > self.held,
             f"{self.dead_calls} calls reached the dead provider, {self.dead_calls_allowed} may": (
                 self.dead_calls > self.dead_calls_allowed
             ),
@@ -118,7 +119,7 @@ class Ledger:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """
-        The account as a table: what, how much, how it was counted.
+        Put it into a table: what, how much, how it was counted.
         """
         return [
             ("sent", str(self.sent), "tasks"),

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import click
+
 from demo.sentence import say
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class Lines:
         """
         Say something outside the story.
         """
-        print(text, flush=True)
+        click.echo(text)
 
     def show(self, moment: Moment) -> None:
         """
@@ -43,11 +45,10 @@ class Lines:
         if turn == self._last_turn and moment.elapsed - self._last_at < _INTERVAL_S:
             return
         self._last_turn, self._last_at = turn, moment.elapsed
-        print(
+        click.echo(
             f"{moment.elapsed:5.1f} s  circuit {moment.circuit or 'unknown':9}"
             f"  running {moment.running:3}  held {moment.held:3}  done {moment.done:3}"
-            f"  dead calls {moment.dead_calls:2}  | {say(moment)}",
-            flush=True,
+            f"  dead calls {moment.dead_calls:2}  | {say(moment)}"
         )
 
     def close(self) -> None:
@@ -61,7 +62,7 @@ class Lines:
         """
         rows = ledger.rows()
         first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
-        print("\nledger: the provider's own book, the folder of articles, the result backend")
+        click.echo("\nledger: the provider's own book, the folder of articles, the result backend")
         for name, value, meaning in rows:
-            print(f"  {name:{first}}  {value:>{second}}  {meaning}")
-        print(flush=True)
+            click.echo(f"  {name:{first}}  {value:>{second}}  {meaning}")
+        click.echo()

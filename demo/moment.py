@@ -6,8 +6,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
-from demo.timeline import Second
+if TYPE_CHECKING:
+    from demo.timeline import Second
 
 __all__ = ["Chapter", "Moment"]
 
@@ -17,7 +19,6 @@ class Chapter(Enum):
     Where the story is.
     """
 
-    START = auto()
     WELL = auto()
     OUTAGE = auto()
     RECOVERY = auto()

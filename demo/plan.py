@@ -14,7 +14,7 @@ __all__ = ["CIRCUIT", "Plan"]
 CIRCUIT = "ai_providers"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """
     One run.  Times are in seconds.
@@ -79,7 +79,7 @@ class Plan:
 
     def circuits(self) -> dict[str, dict[str, float]]:
         """
-        The circuit's entry in the settings (``OMNI_CIRCUITS``).
+        Write the circuit's entry in the settings (``OMNI_CIRCUITS``).
         """
         return {
             CIRCUIT: {

@@ -74,7 +74,7 @@ class Provider:
 
     def application(self) -> Starlette:
         """
-        The ASGI application.
+        Lay out the routes as an ASGI application.
         """
         return Starlette(
             routes=[
@@ -116,7 +116,7 @@ class Provider:
         start = max(0, int(since) - self.dropped)
         return JSONResponse({"dropped": self.dropped, "calls": [asdict(call) for call in self.calls[start:]]})
 
-    async def healthz(self, request: Request) -> Response:  # noqa: ARG002 - a route takes a request
+    async def healthz(self, request: Request) -> Response:  # noqa: ARG002 - a route takes one
         """
         Say that the process is alive, which it also is when its mode is not ``ok``.
         """

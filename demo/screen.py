@@ -12,13 +12,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from demo.moment import Chapter, Moment
 from demo.sentence import say
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from demo.ledger import Ledger
+    from demo.moment import Moment
     from demo.timeline import Second
 
 __all__ = ["Screen", "picture"]
@@ -82,7 +80,9 @@ class Screen:
         table.add_column(style="bright_black")
         for row in ledger.rows():
             table.add_row(*row)
-        heading = Text("ledger", "bold").append("   the provider's own book, the folder, the result backend", "not bold bright_black")
+        heading = Text("ledger", "bold").append(
+            "   the provider's own book, the folder, the result backend", "not bold bright_black"
+        )
         self._console.print(Padding(Group(heading, Text(), table), (1, _MARGIN)))
 
 
@@ -159,7 +159,9 @@ def _chart(moment: Moment, columns: int) -> list[Text]:
         provider.append("╍" if second.provider_down else "━", "red" if second.provider_down else "green")
         _, colour, stroke = _STATES.get(second.circuit, _STATES[None])
         circuit.append(stroke, colour)
-    dead = Text("dead calls".ljust(_LABEL), "bright_black").append(str(moment.dead_calls), "bold red" if moment.dead_calls else "")
+    dead = Text("dead calls".ljust(_LABEL), "bright_black").append(
+        str(moment.dead_calls), "bold red" if moment.dead_calls else ""
+    )
     dead.append("  calls that reached the provider while it was down", "not bold bright_black")
     return [*rows, provider, circuit, _axis(first, columns), Text(), dead]
 
@@ -184,5 +186,3 @@ def _axis(first: int, columns: int) -> Text:
         if second % 10 == 0 and at + len(label) <= columns:
             marks[at : at + len(label)] = label
     return Text(" " * _LABEL + "".join(marks), "bright_black")
-
-

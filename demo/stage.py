@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from celery import Celery
 
     from demo.interruption import Interruption
@@ -130,8 +128,9 @@ class Stage:
                 return
         raise StageError(f"the worker did not answer within {_START_TIMEOUT_S:.0f} s; see its log")
 
-    def _settings(self, provider_port: int) -> Mapping[str, str]:
+    def _settings(self, provider_port: int) -> dict[str, str]:
         settings = {
+            "OMNI_REDIS_URL": self._server.url,  # TEMPORARY
             "CELERY_BROKER_URL": self._server.url,
             "CELERY_RESULT_BACKEND": self._server.url,
             "OPENAI_BASE_URL": f"http://127.0.0.1:{provider_port}/v1",

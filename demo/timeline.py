@@ -77,8 +77,7 @@ class Timeline:
             if 0 <= second < len(dead):
                 (dead if call.dead else answered)[second] += 1
         return tuple(
-            Second(answered[s], dead[s], _mostly(self._down.get(s, [])), self._circuit.get(s))
-            for s in range(len(dead))
+            Second(answered[s], dead[s], _mostly(self._down.get(s, [])), self._circuit.get(s)) for s in range(len(dead))
         )
 
 

@@ -9,22 +9,20 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from omni_tasks import get_circuit_breaker_manager, get_lot
-
 from demo.ledger import Ending
 from demo.moment import Chapter, Moment
 from demo.plan import CIRCUIT, Plan
 from demo.timeline import Timeline
+from omni_tasks import get_circuit_breaker_manager, get_lot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from celery import Celery
-    from celery.result import AsyncResult
-    from omni_tasks import CircuitBreakerMetrics
 
     from demo.calls import Call
     from demo.client import ProviderClient
+    from omni_tasks import CircuitBreakerMetrics
 
 __all__ = ["Watch"]
 
@@ -43,7 +41,7 @@ class Watch:
     It looks from a thread of its own: a server that does not answer must not freeze the screen.
     """
 
-    def __init__(self, plan: Plan, app: Celery, provider: ProviderClient, sent: Mapping[str, AsyncResult]) -> None:
+    def __init__(self, plan: Plan, app: Celery, provider: ProviderClient, sent: Mapping[str, str]) -> None:
         """
         Get ready to look.
 
@@ -54,12 +52,11 @@ class Watch:
 
             provider: The way to the provider's book.
 
-            sent: Article's name to the task that writes it.
+            sent: Id of each task to the name of its article.
         """
         self.calls: list[Call] = []
         self.most_held = 0
         self._plan, self._app, self._provider, self._sent = plan, app, provider, sent
-        self._open_results = dict(sent)
         self._endings: dict[str, Ending] = {}
         self._metrics: CircuitBreakerMetrics | None = None
         self._held = 0
@@ -99,8 +96,7 @@ class Watch:
         """
         How each task ended so far: task id to ending; ``PENDING`` where none is known.
         """
-        pending = {result.id: Ending("PENDING", slug) for slug, result in self._sent.items()}
-        return pending | self._endings
+        return {task_id: Ending("PENDING", slug) for task_id, slug in self._sent.items()} | self._endings
 
     def moment(self) -> Moment:
         """
@@ -137,24 +133,23 @@ class Watch:
         """
         self.calls = self._ask("the provider", self._provider.calls, self.calls)
         self._metrics = self._ask("the circuit", lambda: get_circuit_breaker_manager().get_all_metrics()[CIRCUIT], None)
-        self._held = self._ask("the lot", lambda: get_lot(self._app).counts().get(CIRCUIT, 0), self._held)
+        self._held = self._ask("the lot", lambda: get_lot(self._app).counts([CIRCUIT])[CIRCUIT], self._held)
         self.most_held = max(self.most_held, self._held)
         self._ask("the result backend", self._look_at_results, None)
         circuit = str(self._metrics.state) if self._metrics else None
         self._timeline.look(self.elapsed, provider_down=self._chapter is Chapter.OUTAGE, circuit=circuit)
 
     def _look_at_results(self) -> None:
-        for slug, result in list(self._open_results.items()):
-            state = result.state
-            if state in _FINAL_STATES:
-                value = result.result
-                holds = value.get("holds", 0) if isinstance(value, dict) else 0
-                self._endings[result.id] = Ending(state, slug, holds)
-                del self._open_results[slug]
+        for task_id in self._sent.keys() - self._endings.keys():
+            # An AsyncResult would subscribe to what it only has to look at.
+            found = self._app.backend.get_task_meta(task_id)
+            if found["status"] in _FINAL_STATES:
+                holds = found["result"].get("holds", 0) if isinstance(found["result"], dict) else 0
+                self._endings[task_id] = Ending(found["status"], self._sent[task_id], holds)
 
     def _ask(self, source: str, question: Callable[[], T], otherwise: T) -> T:
         try:
             return question()
-        except Exception:  # noqa: BLE001 - whatever breaks a look must not break what is looked at
+        except Exception:  # whatever breaks a look must not break what is looked at
             log.warning("could not look at %s", source, exc_info=True)
             return otherwise

@@ -175,6 +175,10 @@ class EmbeddedServer:
         End the server; the process is gone afterwards.  Does nothing when it already is.
         """
         atexit.unregister(self._stop_at_exit)
+        self._end()
+        self._log.close()
+
+    def _end(self) -> None:
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -213,7 +217,7 @@ class EmbeddedServer:
         Raises:
             EmbeddedServerError: It does not come up again.
         """
-        self.stop()
+        self._end()
         self.start()
 
     def _start_once(self) -> bool:

@@ -69,9 +69,8 @@ def spawn_tied(
         tie = [sys.executable, "-I", "-S", "-c", _TIE_SCRIPT, str(os.getpid()), str(int(death_signal))]
         command = tie + command
 
-
     def spawn() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(  # noqa: S603 - the caller's own program, no shell
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,

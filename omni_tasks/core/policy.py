@@ -79,8 +79,10 @@ class CircuitBreakerConfig:
         Raises:
             ConfigurationError: A field is of the wrong type or out of its range.
         """
-        if not isinstance(self.name, str) or not 0 < len(self.name) <= LONGEST_NAME or not self.name.isprintable():
-            raise ConfigurationError("name", self.name, f"1-{LONGEST_NAME} printable characters")
+        # The annotations are promises of the caller's; the values come from configuration files.
+        name: object = self.name
+        if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+            raise ConfigurationError("name", name, f"1-{LONGEST_NAME} printable characters")
         for option, most in (
             ("failure_threshold", 1_000_000),
             ("half_open_max_calls", 1_000),

@@ -16,7 +16,7 @@ from omni_tasks.integration.install import integration_of
 __all__ = ["circuits"]
 
 
-@inspect_command()  # type: ignore[untyped-decorator] # celery has no type information
+@inspect_command()
 def circuits(state: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - Celery's control state
     """
     Every circuit: its state, its numbers, how many tasks it holds.

@@ -170,7 +170,7 @@ def _install(app: Celery) -> None:
 
     app.steps["consumer"].add(mover.MoverStep)
 
-    @app.task(name=MONITOR_TASK, ignore_result=True, shared=False)  # type: ignore[untyped-decorator] # celery has no types
+    @app.task(name=MONITOR_TASK, ignore_result=True, shared=False)
     def tick() -> dict[str, str]:
         """
         Look at every circuit once.

@@ -54,7 +54,7 @@ def move_held_tasks(integration: Integration, *, sweep: bool = False) -> int:
     return moved
 
 
-class MoverStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no type information
+class MoverStep(bootsteps.StartStopStep):
     """
     Starts the mover with the worker's consumer, and again with every new connection.
     """

@@ -55,7 +55,7 @@ _LEASE_MARGIN = 1.0
 _FAILURE = Report(Outcome.FAILURE)
 
 
-class CircuitRequest(Request):  # type: ignore[misc] # celery has no type information
+class CircuitRequest(Request):
     """
     One message in a worker, with the circuit of its task in front.
     """

@@ -58,7 +58,7 @@ class HeldError(Ignore):
         self.failed = failed
 
 
-class CircuitBreakerTask(Task):  # type: ignore[misc] # celery has no type information
+class CircuitBreakerTask(Task):
     """
     Base class of tasks that need a dependency.
 

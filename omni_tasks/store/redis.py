@@ -5,7 +5,7 @@ Circuits shared through Redis: encode, one script, decode.  Nothing is decided h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -179,7 +179,7 @@ class RedisStore:
             raise StoreError(f"{verb} {config.name!r}: {type(error).__name__}: {error}") from error
         if not isinstance(reply, list):
             raise StoreReplyError(f"{verb} {config.name!r}: expected a list, got {type(reply).__name__}")
-        return cast("list[Any]", reply)
+        return reply
 
     def _now(self) -> int | str:
         return self._now_ms() if self._now_ms else ""

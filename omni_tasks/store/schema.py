@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 from importlib import resources
+from typing import Any
 from urllib.parse import quote
 
 from omni_tasks.core.model import Circuit, CircuitState, Override
@@ -65,7 +66,7 @@ def script_text(verb: str) -> str:
     return (folder / "_prelude.lua").read_text(encoding="utf-8") + text
 
 
-def circuit_from_reply(flat: list[bytes]) -> Circuit:
+def circuit_from_reply(flat: object) -> Circuit:
     """
     Read ``HGETALL`` as a circuit, the way the scripts do: what cannot be read is its default.
 
@@ -77,7 +78,7 @@ def circuit_from_reply(flat: list[bytes]) -> Circuit:
     stored = {
         flat[i].decode("utf-8", "replace"): flat[i + 1].decode("utf-8", "replace") for i in range(0, len(flat), 2)
     }
-    numbers = {name: _integer(stored.get(name, "0")) for name in _INT_FIELDS}
+    numbers: dict[str, Any] = {name: _integer(stored.get(name, "0")) for name in _INT_FIELDS}
     state, override = stored.get("state", ""), stored.get("override", "")
     return Circuit(
         gen=stored.get("gen", ""),

@@ -108,7 +108,7 @@ def test_a_lost_race_for_the_port_is_tried_again(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent-death signal is a Linux facility")
 def test_it_dies_when_its_owner_is_killed() -> None:
     """
-    kill -9 of the process that started the server ends the server.
+    SIGKILL to the process that started the server ends the server.
     """
     owner = subprocess.Popen([sys.executable, "-c", OWNER_SCRIPT], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None

@@ -8,7 +8,7 @@ import json
 import pickle
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -81,76 +81,80 @@ GOOD = chat_completion()
 HTML = "text/html; charset=utf-8"
 WAIT = {"Retry-After": "20", "x-request-id": "req_1"}
 
+
+class Case(NamedTuple):
+    """
+    An answer, the error class it becomes and the wait in seconds it asks for.
+    """
+
+    name: str
+    reply: Reply
+    kind: type[ProviderError]
+    wait: float | None
+
+
 TABLE = [
-    # id, answer, error class, retry_after
-    ("200 html", Reply(200, b"<html>hello</html>", content_type=HTML), ProviderBadResponse, None),
-    ("200 null", Reply(200, b"null"), ProviderBadResponse, None),
-    ("200 list", Reply(200, b"[]"), ProviderBadResponse, None),
-    ("200 text", Reply(200, b'"hello"'), ProviderBadResponse, None),
-    ("200 broken", Reply(200, GOOD[:40]), ProviderBadResponse, None),
-    ("200 deep", Reply(200, b"[" * 200_000), ProviderBadResponse, None),
-    ("200 binary", Reply(200, b"\xff\xfe\x00"), ProviderBadResponse, None),
-    ("200 no gzip", Reply(200, GOOD, {"Content-Encoding": "gzip"}), ProviderBadResponse, None),
-    ("200 error", Reply(200, refusal()), ProviderBadResponse, None),
-    ("200 choices null", Reply(200, b'{"choices": null}'), ProviderBadResponse, None),
-    ("200 choices empty", Reply(200, b'{"choices": []}'), ProviderBadResponse, None),
-    ("200 choice null", Reply(200, b'{"choices": [null]}'), ProviderBadResponse, None),
-    ("200 message null", Reply(200, b'{"choices": [{"message": null}]}'), ProviderBadResponse, None),
-    ("200 number", Reply(200, b'{"choices": [{"message": {"content": 5}}]}'), ProviderBadResponse, None),
-    ("200 blank", Reply(200, chat_completion(" \n")), ProviderBadResponse, None),
-    ("200 filtered", Reply(200, chat_completion("x", finish_reason="content_filter")), ProviderRejected, None),
-    ("200 declined", Reply(200, chat_completion(None, refusal="no")), ProviderRejected, None),
-    ("200 no room", Reply(200, chat_completion("", finish_reason="length")), ProviderRejected, None),
-    ("301", Reply(301, b"", {"Location": "http://127.0.0.1:1/"}), ProviderBadResponse, None),
-    ("400", Reply(400, refusal()), ProviderRejected, None),
-    ("401", Reply(401, refusal("invalid_api_key")), ProviderAuthError, None),
-    ("402", Reply(402, refusal()), ProviderQuotaExhausted, None),
-    ("403", Reply(403, refusal()), ProviderRejected, None),
-    ("404", Reply(404, refusal("model_not_found")), ProviderRejected, None),
-    ("408", Reply(408, refusal()), ProviderUnavailable, None),
-    ("409", Reply(409, refusal()), ProviderRejected, None),
-    ("413", Reply(413, b"<html>", content_type=HTML), ProviderRejected, None),
-    ("422", Reply(422, refusal()), ProviderRejected, None),
-    ("429 rate", Reply(429, refusal("rate_limit_exceeded"), WAIT), ProviderRateLimited, 20.0),
-    ("429 quota", Reply(429, refusal("insufficient_quota")), ProviderQuotaExhausted, None),
-    ("429 quota type", Reply(429, refusal("x", "insufficient_quota")), ProviderQuotaExhausted, None),
-    ("429 bare", Reply(429, b""), ProviderRateLimited, None),
-    ("500", Reply(500, refusal()), ProviderUnavailable, None),
-    ("502 html", Reply(502, b"<html>", content_type=HTML), ProviderUnavailable, None),
-    ("503 wait", Reply(503, refusal(), WAIT), ProviderUnavailable, 20.0),
-    ("503 year", Reply(503, refusal(), {"Retry-After": "31536000"}), ProviderUnavailable, 3600.0),
-    ("503 negative", Reply(503, refusal(), {"Retry-After": "-5"}), ProviderUnavailable, None),
-    ("529", Reply(529, refusal()), ProviderUnavailable, None),
-    ("code is key", Reply(500, refusal(KEY, KEY), {"x-request-id": KEY}), ProviderUnavailable, None),
-    ("reset", Reply(fault="reset"), ProviderUnavailable, None),
-    ("half", Reply(200, GOOD, fault="half"), ProviderUnavailable, None),
+    Case("200 html", Reply(200, b"<html>hello</html>", content_type=HTML), ProviderBadResponse, None),
+    Case("200 null", Reply(200, b"null"), ProviderBadResponse, None),
+    Case("200 list", Reply(200, b"[]"), ProviderBadResponse, None),
+    Case("200 text", Reply(200, b'"hello"'), ProviderBadResponse, None),
+    Case("200 broken", Reply(200, GOOD[:40]), ProviderBadResponse, None),
+    Case("200 deep", Reply(200, b"[" * 200_000), ProviderBadResponse, None),
+    Case("200 binary", Reply(200, b"\xff\xfe\x00"), ProviderBadResponse, None),
+    Case("200 no gzip", Reply(200, GOOD, {"Content-Encoding": "gzip"}), ProviderBadResponse, None),
+    Case("200 error", Reply(200, refusal()), ProviderBadResponse, None),
+    Case("200 choices null", Reply(200, b'{"choices": null}'), ProviderBadResponse, None),
+    Case("200 choices empty", Reply(200, b'{"choices": []}'), ProviderBadResponse, None),
+    Case("200 choice null", Reply(200, b'{"choices": [null]}'), ProviderBadResponse, None),
+    Case("200 message null", Reply(200, b'{"choices": [{"message": null}]}'), ProviderBadResponse, None),
+    Case("200 number", Reply(200, b'{"choices": [{"message": {"content": 5}}]}'), ProviderBadResponse, None),
+    Case("200 blank", Reply(200, chat_completion(" \n")), ProviderBadResponse, None),
+    Case("200 filtered", Reply(200, chat_completion("x", finish_reason="content_filter")), ProviderRejected, None),
+    Case("200 declined", Reply(200, chat_completion(None, refusal="no")), ProviderRejected, None),
+    Case("200 no room", Reply(200, chat_completion("", finish_reason="length")), ProviderRejected, None),
+    Case("301", Reply(301, b"", {"Location": "http://127.0.0.1:1/"}), ProviderBadResponse, None),
+    Case("400", Reply(400, refusal()), ProviderRejected, None),
+    Case("401", Reply(401, refusal("invalid_api_key")), ProviderAuthError, None),
+    Case("402", Reply(402, refusal()), ProviderQuotaExhausted, None),
+    Case("403", Reply(403, refusal()), ProviderRejected, None),
+    Case("404", Reply(404, refusal("model_not_found")), ProviderRejected, None),
+    Case("408", Reply(408, refusal()), ProviderUnavailable, None),
+    Case("409", Reply(409, refusal()), ProviderRejected, None),
+    Case("413", Reply(413, b"<html>", content_type=HTML), ProviderRejected, None),
+    Case("422", Reply(422, refusal()), ProviderRejected, None),
+    Case("429 rate", Reply(429, refusal("rate_limit_exceeded"), WAIT), ProviderRateLimited, 20.0),
+    Case("429 quota", Reply(429, refusal("insufficient_quota")), ProviderQuotaExhausted, None),
+    Case("429 quota type", Reply(429, refusal("x", "insufficient_quota")), ProviderQuotaExhausted, None),
+    Case("429 bare", Reply(429, b""), ProviderRateLimited, None),
+    Case("500", Reply(500, refusal()), ProviderUnavailable, None),
+    Case("502 html", Reply(502, b"<html>", content_type=HTML), ProviderUnavailable, None),
+    Case("503 wait", Reply(503, refusal(), WAIT), ProviderUnavailable, 20.0),
+    Case("503 year", Reply(503, refusal(), {"Retry-After": "31536000"}), ProviderUnavailable, 3600.0),
+    Case("503 negative", Reply(503, refusal(), {"Retry-After": "-5"}), ProviderUnavailable, None),
+    Case("529", Reply(529, refusal()), ProviderUnavailable, None),
+    Case("code is key", Reply(500, refusal(KEY, KEY), {"x-request-id": KEY}), ProviderUnavailable, None),
+    Case("reset", Reply(fault="reset"), ProviderUnavailable, None),
+    Case("half", Reply(200, GOOD, fault="half"), ProviderUnavailable, None),
 ]
 
 
-@pytest.mark.parametrize(("reply", "kind", "wait"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
-def test_what_an_answer_becomes(
-    server: HttpServer,
-    config: GatewayConfig,
-    circuit: CircuitBreaker,
-    reply: Reply,
-    kind: type[ProviderError],
-    wait: float | None,
-) -> None:
+@pytest.mark.parametrize("case", TABLE, ids=[case.name for case in TABLE])
+def test_what_an_answer_becomes(server: HttpServer, config: GatewayConfig, circuit: CircuitBreaker, case: Case) -> None:
     """
     Each answer has one error class and one meaning to the circuit, is asked for once, and gives no secret away.
     """
-    server.reply = reply
+    reply = server.reply = case.reply
     with pytest.raises(ProviderError) as caught:
         generate_article_openai(config, PROMPT)
     error = caught.value
-    assert type(error) is kind
+    assert type(error) is case.kind
     assert error.provider == "openai"
     assert error.status == (None if reply.fault or "Content-Encoding" in reply.headers else reply.status)
-    assert error.retry_after == wait
+    assert error.retry_after == case.wait
     assert error.request_id == ("req_1" if reply.headers is WAIT else None)
     assert len(server.requests) == 1
     metrics = circuit.get_metrics()
-    assert metrics.failed_requests == (0 if kind is ProviderRejected else 1)
+    assert metrics.failed_requests == (0 if case.kind is ProviderRejected else 1)
     assert_no_secret(error)
 
 

@@ -1,0 +1,123 @@
+"""
+A worker, a dependency, a circuit with short times.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from omni_tasks import CircuitBreaker, CircuitBreakerConfig, get_lot, init_app
+from omni_tasks.breaker import open_store
+from omni_tasks.embedded import EmbeddedServer, start_server
+from omni_tasks.integration.lot import Lot
+from tests.support.dependency import Dependency
+from tests.support.worker import Worker
+
+
+@dataclass
+class Stage:
+    """
+    Everything one acceptance test plays with.
+    """
+
+    server: EmbeddedServer
+    prefix: str
+    folder: Path
+    dependency: Dependency
+    circuit: dict[str, Any]
+    workers: list[Worker] = field(default_factory=list)
+
+    def environment(self) -> dict[str, str]:
+        """
+        What a worker of this stage is started with.
+        """
+        return {
+            "TEST_BROKER_URL": self.server.url,
+            "TEST_FOLDER": str(self.folder),
+            "OMNI_KEY_PREFIX": self.prefix,
+            "OMNI_CIRCUITS": json.dumps({"dep": self.circuit}),
+        }
+
+    def worker(self, **options: Any) -> Worker:
+        """
+        Start a worker.
+        """
+        extra = options.pop("environment", {})
+        worker = Worker({**self.environment(), **extra}, self.folder, **options)
+        self.workers.append(worker)
+        return worker
+
+    @cached_property
+    def breaker(self) -> CircuitBreaker:
+        """
+        The circuit, asked from outside the workers.
+        """
+        config = CircuitBreakerConfig(name="dep", **self.circuit)
+        return CircuitBreaker(config, store=open_store(self.server.url, prefix=self.prefix))
+
+    @property
+    def lot(self) -> Lot:
+        """
+        The held tasks.
+        """
+        return get_lot(self.app)
+
+    @cached_property
+    def app(self) -> Celery:
+        """
+        A client's application.
+        """
+        app = Celery("client", broker=self.server.url, backend=self.server.url, set_as_current=False)
+        init_app(app, key_prefix=self.prefix, circuits={"dep": self.circuit})
+        return app
+
+    def held(self) -> int:
+        """
+        How many tasks wait now.
+        """
+        return self.lot.counts(["dep"])["dep"]
+
+    def send(self, name: str, count: int = 1, **options: Any) -> list[Any]:
+        """
+        Send tasks of :mod:`tests.support.app`.
+        """
+        app = self.app
+        return [app.send_task(f"tests.support.app.{name}", **options) for _ in range(count)]
+
+
+@pytest.fixture
+def stage(tmp_path: Path, key_prefix: str) -> Iterator[Callable[..., Stage]]:
+    """
+    Make a stage: its own server, a dependency that is up, a circuit with the options given.
+    """
+    stages: list[Stage] = []
+
+    def make(**circuit: Any) -> Stage:
+        server = start_server(data_dir=tmp_path)
+        dependency = Dependency(tmp_path)
+        dependency.set(up=True)
+        options = {"failure_threshold": 3, "recovery_timeout": 1.0, "probe_lease": 5.0, **circuit}
+        stages.append(Stage(server, key_prefix, tmp_path, dependency, options))
+        return stages[-1]
+
+    yield make
+    # Results unsubscribe from their server when they are collected: while it is still there.
+    gc.collect()
+    for made in stages:
+        for worker in made.workers:
+            if worker.process.poll() is None:
+                worker.stop()
+        made.server.stop()
+        if os.environ.get("SHOW_WORKER_LOGS"):
+            for worker in made.workers:
+                print(worker.log)

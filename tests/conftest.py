@@ -1,0 +1,47 @@
+"""
+Real servers for every test that needs one.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from omni_tasks.embedded import EmbeddedServer, EmbeddedServerError, start_server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedServer]:
+    """
+    A server of the tests' own; without one the tests are skipped on a laptop and fail in CI.
+    """
+    try:
+        server = start_server()
+    except EmbeddedServerError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture
+def redis_client(redis_server: EmbeddedServer) -> Iterator[redis.Redis]:
+    """
+    A client of that server.
+    """
+    client = redis.Redis.from_url(redis_server.url)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def key_prefix() -> str:
+    """
+    A key prefix nobody else uses.
+    """
+    return f"test-{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,93 @@
+"""
+The Redis scripts and the pure machine give the same answers to the same questions at the same instants.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import asdict
+
+import pytest
+import redis
+
+from omni_tasks.core.model import Admission, Override, Permit, Request
+from omni_tasks.core.outcome import Outcome, Report
+from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.store.base import Store
+from omni_tasks.store.memory import MemoryStore
+from omni_tasks.store.redis import RedisStore
+
+STEPS = 400
+
+
+class Clock:
+    """
+    A clock that both stores read.
+    """
+
+    def __init__(self) -> None:
+        self.now_ms = 1_700_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+def _config(rng: random.Random) -> CircuitBreakerConfig:
+    return CircuitBreakerConfig(
+        name="differential {x}:y",
+        failure_threshold=rng.choice([1, 2, 5]),
+        recovery_timeout=rng.choice([0.5, 2.0, 60.0]),
+        half_open_max_calls=rng.choice([1, 2, 3]),
+        success_threshold=rng.choice([1, 2]),
+        probe_lease=rng.choice([0.3, 5.0]),
+        call_lease=rng.choice([5.0, 3600.0]),
+        backoff_factor=rng.choice([1.0, 1.5, 2.0]),
+        max_recovery_timeout=rng.choice([4.0, 3600.0]),
+        ramp_initial_rate=rng.choice([1.0, 2.0, 50.0]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_both_stores_walk_the_same_path(seed: int, redis_client: redis.Redis, key_prefix: str) -> None:
+    """Any sequence of verbs and clock steps leaves memory and Redis with equal answers and equal circuits."""
+    rng = random.Random(seed)
+    clock, config = Clock(), _config(rng)
+    stores: list[Store] = [MemoryStore(clock), RedisStore(redis_client, prefix=key_prefix, now_ms=clock)]
+    permits: list[Permit] = []
+    for step in range(STEPS):
+        clock.now_ms += rng.choice([0, 0, 1, 7, 100, 299, 300, 301, 499, 500, 501, 2000, -50, -5000, 59_999, 100_000])
+        ask = _question(rng, config, permits, step)
+        answers = [ask(store) for store in stores]
+        assert answers[0] == answers[1], step
+        if isinstance(answers[0], Admission) and answers[0].permit:
+            permits.append(answers[0].permit)
+        memory, shared = (asdict(store.read([config])[0]) for store in stores)
+        assert memory == shared, step
+
+
+def _question(
+    rng: random.Random, config: CircuitBreakerConfig, permits: list[Permit], step: int
+) -> Callable[[Store], object]:
+    verb = rng.choices(["acquire", "settle", "draw", "force", "reset"], [40, 40, 12, 2, 1])[0]
+    if verb == "settle" and permits:
+        permit = permits.pop(rng.randrange(len(permits))) if rng.random() < 0.9 else permits[0]
+        report = Report(rng.choices(list(Outcome), [5, 4, 1])[0], rng.choice([0, 0, 3000, 10**7]))
+        return lambda store: store.settle(config, permit, report)
+    if verb == "draw":
+        wanted = rng.choice([0, 1, 5, 1000])
+        return lambda store: store.draw(config, wanted)
+    if verb == "force":
+        override, ttl_ms = rng.choice(list(Override)), rng.choice([0, 100, 5000])
+        return lambda store: store.force(config, override, ttl_ms=ttl_ms, op_id=f"op{step}")
+    if verb == "reset":
+        return lambda store: store.reset(config, op_id=f"op{step}")
+    known = permits[-1].id if permits and rng.random() < 0.1 else None
+    ticket = rng.choice([f"{permits[-1].gen}:{permits[-1].epoch}", ""]) if permits else ""
+    request = Request(
+        permit_id=known or f"p{step}",
+        lease_ms=rng.choice([0, 0, 50, 10_000]),
+        paced=rng.random() < 0.7,
+        ticket=ticket,
+    )
+    return lambda store: store.acquire(config, request)

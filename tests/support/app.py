@@ -1,0 +1,72 @@
+"""
+The application of the acceptance tests; configured by the environment of its process.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from celery import Celery, Task
+
+from omni_tasks import CircuitBreakerTask, init_app
+from tests.support.dependency import Dependency, DependencyDownError
+
+app = Celery("acceptance")
+app.conf.update(
+    broker_url=os.environ["TEST_BROKER_URL"],
+    result_backend=os.environ.get("TEST_RESULT_BACKEND", os.environ["TEST_BROKER_URL"]),
+    broker_transport_options={"visibility_timeout": int(os.environ.get("TEST_VISIBILITY_TIMEOUT", "3600"))},
+    broker_connection_retry_on_startup=True,
+    worker_prefetch_multiplier=int(os.environ.get("TEST_PREFETCH", "4")),
+    worker_send_task_events=True,
+    task_send_sent_event=True,
+    worker_hijack_root_logger=True,
+)
+init_app(app)
+dependency = Dependency(Path(os.environ["TEST_FOLDER"]))
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0)
+def plain(self: Task) -> dict[str, int]:
+    """Call the dependency once; no retries of its own."""
+    dependency.call(self.request.id)
+    return {"retries": self.request.retries, "holds": getattr(self.request, "omni_holds", 0)}
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0, autoretry_for=(Exception,))
+def autoretry(self: Task) -> dict[str, int]:
+    """Call the dependency once; autoretry without a budget."""
+    dependency.call(self.request.id)
+    return {"retries": self.request.retries, "holds": getattr(self.request, "omni_holds", 0)}
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=3)
+def manual_retry(self: Task) -> dict[str, int]:
+    """Call the dependency; retry by hand."""
+    try:
+        dependency.call(self.request.id)
+    except DependencyDownError as error:
+        raise self.retry(exc=error, countdown=0) from error
+    return {"retries": self.request.retries, "holds": getattr(self.request, "omni_holds", 0)}
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0, acks_late=True, reject_on_worker_lost=True)
+def late(self: Task) -> dict[str, int]:
+    """Call the dependency; acknowledged when done, put back when the worker dies."""
+    dependency.call(self.request.id)
+    return {"retries": self.request.retries, "holds": getattr(self.request, "omni_holds", 0)}
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0, time_limit=1)
+def limited(self: Task) -> None:
+    """Call the dependency under a hard time limit of one second."""
+    dependency.call(self.request.id)
+
+
+@app.task(bind=True)
+def unguarded(self: Task, seconds: float = 0.0) -> str:
+    """A task of no circuit."""
+    time.sleep(seconds)
+    return str(self.request.id)

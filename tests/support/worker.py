@@ -1,0 +1,109 @@
+"""
+Real workers in processes of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from omni_tasks.tied import spawn_tied
+from tests.support.eventually import eventually
+
+__all__ = ["Worker"]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Worker:
+    """
+    One ``celery worker``, started when made.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        folder: Path,
+        *,
+        app: str = "tests.support.app",
+        pool: str = "prefork",
+        concurrency: int = 4,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
+        """
+        Start and wait until it takes tasks.
+
+        Args:
+            environment: Added to this process's.
+
+            folder: For its log.
+
+            app: Module of the application.
+
+            pool: Celery's name of the pool.
+
+            concurrency: Children, threads or greenlets.
+
+            arguments: More for the command line.
+        """
+        number = len(list(folder.glob("worker*.log"))) + 1
+        self.log_path = folder / f"worker{number}.log"
+        self._log = self.log_path.open("wb")
+        self.process = spawn_tied(
+            [
+                sys.executable, "-m", "celery", "-A", app, "worker",
+                "--pool", pool, "--concurrency", str(concurrency),
+                "--hostname", f"w{number}-{os.getpid()}@test", "--loglevel", "INFO", "--without-mingle",
+                *arguments,
+            ],
+            output=self._log,
+            cwd=ROOT,
+            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        eventually(self._is_ready, within=30, what=f"worker ready, see {self.log_path}")
+
+    @property
+    def log(self) -> str:
+        """
+        Everything it has logged so far.
+        """
+        return self.log_path.read_text(errors="replace")
+
+    def children(self) -> list[psutil.Process]:
+        """
+        Its pool's processes.
+        """
+        return [child for child in psutil.Process(self.process.pid).children(recursive=True) if child.is_running()]
+
+    def kill(self) -> None:
+        """
+        SIGKILL the whole process group, as an out-of-memory killer or a lost node would.
+        """
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(timeout=10)
+        self._log.close()
+
+    def stop(self) -> None:
+        """
+        Warm shutdown; SIGKILL where that does not end it.
+        """
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=15)
+            except TimeoutError:
+                self.kill()
+            except Exception:
+                self.kill()
+                raise
+        self._log.close()
+
+    def _is_ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise AssertionError(f"the worker ended with {self.process.returncode}:\n{self.log}")
+        return " ready." in self.log
