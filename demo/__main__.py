@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 # Fewer are written before anybody sees the outage; more prompts do not ship.
-_FEWEST_ARTICLES: Final = 10
+_FEWEST_ARTICLES: Final = 40
 _MOST_ARTICLES: Final = 200
 _LONGEST_OUTAGE_S: Final = 60.0
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 the ledger is as it should be, 1 it is not, 2 there is no Redis, 130 interrupted. "
         "OMNI_REDIS_URL names a Redis to use; without it a throw-away one is started.",
     )
-    parser.add_argument("--articles", type=_articles, default=Plan.articles, help="how many to write, 10-200")
+    parser.add_argument("--articles", type=_articles, default=Plan.articles, help="how many to write, 40-200")
     parser.add_argument("--outage", type=_outage, default=Plan.outage, help="seconds that the provider is down, 1-60")
     parser.add_argument("--runs", type=Path, default=Path("demo-runs"), help="folder that gets one folder per run")
     return parser

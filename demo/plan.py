@@ -20,7 +20,7 @@ class Plan:
     One run.  Times are in seconds.
 
     Attributes:
-        articles: How many are asked for.  1-200, the prompts that ship with the demo.
+        articles: How many are asked for.  40-200, the prompts that ship with the demo.
 
         outage: How long the provider is dead.  > 0.
 

@@ -21,7 +21,7 @@ from demo.ledger import settle
 from demo.lines import Lines
 from demo.processes import ProcessEndedError, Processes
 from demo.screen import Screen
-from demo.server import UnreachableError, open_server
+from demo.server import UnreachableError, named_server, open_server
 from demo.stage import ROOT, Stage, StageError
 from demo.story import Story
 from demo.watch import Watch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from demo.interruption import Interruption
     from demo.ledger import Ledger
     from demo.plan import Plan
+    from demo.server import Server
     from demo.story import View
 
 __all__ = ["run"]
@@ -60,7 +61,9 @@ def run(plan: Plan, runs: Path, interruption: Interruption) -> int:
         The exit status.
     """
     try:
-        return _run(plan, _new_folder(runs), interruption)
+        # Before anything is made: a wrong address is answered with one line.
+        named = named_server()
+        return _run(plan, named, _new_folder(runs), interruption)
     except InterruptionError:
         click.echo("demo: interrupted; every process that it had started has ended")
         return _INTERRUPTED
@@ -76,14 +79,14 @@ def run(plan: Plan, runs: Path, interruption: Interruption) -> int:
         return _NOT_AS_IT_SHOULD_BE
 
 
-def _run(plan: Plan, folder: Path, interruption: Interruption) -> int:
+def _run(plan: Plan, named: Server | None, folder: Path, interruption: Interruption) -> int:
     logs = folder / "logs"
     logging.basicConfig(filename=logs / "demo.log", level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.captureWarnings(capture=True)
     view = _view()
     view.note(f"run folder {folder}, full logs in {logs}")
     with ExitStack() as stack:
-        server = stack.enter_context(open_server(os.environ.get("OMNI_REDIS_URL"), logs))
+        server = stack.enter_context(open_server(named, logs))
         view.note(f"Redis is {server.label}")
         processes = Processes(ROOT, logs)
         stack.callback(processes.stop)
@@ -103,15 +106,15 @@ def _perform(stage: Stage, plan: Plan, processes: Processes, view: View, interru
     stage.start_workers(processes)
     view.note("waiting for provider, worker, beat")
     stage.await_worker(app, processes, interruption)
-    watch = Watch(plan, app, provider, _send(app, plan))
+    sent = _send(app, plan)
+    watch = Watch(plan, app, provider, sent)
     watch.start()
     story = Story(plan, provider, watch)
     try:
         story.tell(view, processes, interruption)
     finally:
         watch.stop()
-    # The last word of every source: the thread may have been between two looks.
-    watch.look()
+        stage.forget(app, sent)
     return settle(
         plan,
         endings=watch.endings(),

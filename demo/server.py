@@ -4,8 +4,10 @@ The Redis of a run: a throw-away one, or the one that ``OMNI_REDIS_URL`` names.
 
 from __future__ import annotations
 
+import logging
+import os
 import secrets
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -17,12 +19,14 @@ from redis.retry import Retry
 from omni_tasks.embedded import start_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["Server", "UnreachableError", "open_server"]
+__all__ = ["Server", "UnreachableError", "named_server", "open_server"]
 
 _TIMEOUT_S: Final = 2.0
+
+log = logging.getLogger(__name__)
 
 
 class UnreachableError(RuntimeError):
@@ -49,51 +53,69 @@ class Server:
     space: str | None = None
 
 
-def open_server(url: str | None, logs: Path) -> AbstractContextManager[Server]:
+def named_server(environ: Mapping[str, str] = os.environ) -> Server | None:
     """
-    Get a server, for as long as the context lasts.
+    Look for the server that ``OMNI_REDIS_URL`` names.
+
+    Returns:
+        That server, which answers now; None when none is named.
+
+    Raises:
+        UnreachableError: It does not answer, or the variable holds something else.
+    """
+    url = environ.get("OMNI_REDIS_URL", "").strip()
+    if not url:
+        return None
+    try:
+        parts = urlsplit(url)
+        label = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
+    except ValueError:
+        label = ""
+    if not label.startswith(("redis://", "rediss://")):
+        # It may hold a password, in a place where nobody could find it, so it is not shown.
+        raise UnreachableError("OMNI_REDIS_URL must be a URL like redis://127.0.0.1:6379/0")
+    try:
+        with _client(url) as client:
+            client.ping()
+    except redis.RedisError as error:
+        raise UnreachableError(f"OMNI_REDIS_URL: {label} does not answer: {error}") from None
+    return Server(url, label, f"omni-demo-{secrets.token_hex(4)}")
+
+
+@contextmanager
+def open_server(named: Server | None, logs: Path) -> Iterator[Server]:
+    """
+    Get a server for as long as the context lasts: *named*, or a throw-away one.
 
     Args:
-        url: The value of ``OMNI_REDIS_URL``; None or empty starts a throw-away server.
+        named: Somebody's server; it is left as it was found.
 
         logs: Folder for the log of a throw-away one.
 
     Raises:
-        UnreachableError: The server that *url* names does not answer.
-
         EmbeddedServerError: No throw-away server can be started.
     """
-    return _shared(url) if url else _embedded(logs)
-
-
-@contextmanager
-def _embedded(logs: Path) -> Iterator[Server]:
-    with start_server(logs) as server:
-        yield Server(server.url, f"a throw-away server on port {server.port}")
-
-
-@contextmanager
-def _shared(url: str) -> Iterator[Server]:
-    parts = urlsplit(url)
-    label = f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
-    space = f"omni-demo-{secrets.token_hex(4)}"
+    if named is None:
+        with start_server(logs) as server:
+            yield Server(server.url, f"a throw-away server on port {server.port}")
+        return
     try:
-        client = redis.Redis.from_url(
-            url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
-        )
-        with client:
-            client.ping()
-            try:
-                yield Server(url, label, space)
-            finally:
-                _tidy(client, space)
-    except (redis.RedisError, ValueError) as error:
-        raise UnreachableError(f"OMNI_REDIS_URL: {label} does not answer: {error}") from None
+        yield named
+    finally:
+        _tidy(named)
 
 
-def _tidy(client: redis.Redis, space: str) -> None:
-    """
-    Remove what the run has left on somebody's server, by the name that only this run has.
-    """
-    for key in client.scan_iter(match=f"*{space}*", count=1000):
-        client.delete(key)
+def _tidy(named: Server) -> None:
+    try:
+        with _client(named.url) as client:
+            # The name that only this run has: its queue, its circuits, its lot.
+            for key in client.scan_iter(match=f"*{named.space}*", count=1000):
+                client.delete(key)
+    except redis.RedisError:
+        log.warning("could not tidy up %s", named.label, exc_info=True)
+
+
+def _client(url: str) -> redis.Redis:
+    return redis.Redis.from_url(
+        url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=Retry(NoBackoff(), 0)
+    )

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from celery import Celery
 
     from demo.interruption import Interruption
@@ -128,9 +130,16 @@ class Stage:
                 return
         raise StageError(f"the worker did not answer within {_START_TIMEOUT_S:.0f} s; see its log")
 
+    def forget(self, app: Celery, task_ids: Iterable[str]) -> None:
+        """
+        Remove the results from a server that is not this run's alone; they are not under its name.
+        """
+        if self._server.space:
+            for task_id in task_ids:
+                app.backend.forget(task_id)
+
     def _settings(self, provider_port: int) -> dict[str, str]:
         settings = {
-            "OMNI_REDIS_URL": self._server.url,  # TEMPORARY
             "CELERY_BROKER_URL": self._server.url,
             "CELERY_RESULT_BACKEND": self._server.url,
             "OPENAI_BASE_URL": f"http://127.0.0.1:{provider_port}/v1",

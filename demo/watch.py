@@ -68,16 +68,18 @@ class Watch:
 
     def start(self) -> None:
         """
-        Begin to look.
+        Look once, then begin to do so all the time.
         """
+        self.look()
         self._thread.start()
 
     def stop(self) -> None:
         """
-        Stop looking.
+        Look once more, then no more.
         """
         self._ended.set()
         self._thread.join(timeout=5.0)
+        self.look()
 
     def turn_to(self, chapter: Chapter) -> None:
         """

@@ -46,9 +46,7 @@ def circuit_breaker(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def _around_coroutine(
-    name: str, function: Callable[P, Coroutine[Any, Any, R]]
-) -> Callable[P, Coroutine[Any, Any, R]]:
+def _around_coroutine(name: str, function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     @functools.wraps(function)
     async def around(*args: P.args, **kwargs: P.kwargs) -> R:
         manager = get_circuit_breaker_manager()

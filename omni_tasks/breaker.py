@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from omni_tasks import signals
 from omni_tasks.core.model import Admission, CircuitState, Draw, Override, Permit, Request, Settlement, Transition
@@ -218,7 +218,7 @@ class CircuitBreaker:
         with self:
             return fn(*args, **kwargs)
 
-    def __enter__(self) -> CircuitBreaker:
+    def __enter__(self) -> Self:
         """
         Take a permit for the block.
 
@@ -333,9 +333,7 @@ class CircuitBreaker:
     def _force(self, override: Override, ttl: float | None, actor: str | None, reason: str | None) -> None:
         if ttl is not None and not ttl > 0:
             raise ValueError(f"ttl must be > 0 seconds or None, got {ttl!r}")
-        transition = self._store.force(
-            self.config, override, ttl_ms=round((ttl or 0) * 1000), op_id=uuid.uuid4().hex
-        )
+        transition = self._store.force(self.config, override, ttl_ms=round((ttl or 0) * 1000), op_id=uuid.uuid4().hex)
         if self._logging:
             log.warning(
                 "circuit_breaker_override",
@@ -387,7 +385,7 @@ class CircuitBreaker:
         for callback in self._callbacks[transition.current]:
             try:
                 callback(self)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the user's own code; logged, and the transition stands
                 log.exception("circuit_breaker_callback_failed", component=self.key, callback=repr(callback))
         signal.send(sender=self.key, breaker=self, transition=transition)
 

@@ -26,7 +26,7 @@ import structlog
 __all__ = ["log"]
 
 
-def _make() -> Any:  # noqa: ANN401 - structlog's bound loggers have no static type of their own
+def _make() -> Any:
     # Bound to our own chain: a library must not depend on, or change, the
     # application's structlog configuration.
     return structlog.wrap_logger(

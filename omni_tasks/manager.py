@@ -72,9 +72,7 @@ class CircuitBreakerManager:
 
             key: What it is asked for by; the config's name when left out.
         """
-        breaker = CircuitBreaker(
-            config, store=self._store, key=key, logging=self.settings.enable_resilience_logging
-        )
+        breaker = CircuitBreaker(config, store=self._store, key=key, logging=self.settings.enable_resilience_logging)
         with self._lock:
             self._breakers = {**self._breakers, breaker.key: breaker}
         return breaker
@@ -146,9 +144,9 @@ _current_lock = threading.Lock()
 
 def get_circuit_breaker_manager() -> CircuitBreakerManager:
     """
-    This process's manager: the one ``init_app`` made, else one made from the environment.
+    The manager of this process: the one ``init_app`` made, else one made from the environment.
     """
-    global _current  # noqa: PLW0603 - one manager a process is the meaning of this function
+    global _current  # noqa: PLW0603 - see above
     with _current_lock:
         if _current is None:
             _current = CircuitBreakerManager()

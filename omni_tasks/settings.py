@@ -61,6 +61,9 @@ _PLAIN_ENVIRONMENT = frozenset(
     }
 )
 
+#: Longest key prefix in characters.
+LONGEST_PREFIX = 64
+
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 
 
@@ -165,14 +168,14 @@ class _Source:
         value = self._conf.get(key)
         return None if value is None else (key, value)
 
-    def read(self, option: str, parse: Callable[[str, Any], Any]) -> Any:  # noqa: ANN401 - each option has its own type
+    def read(self, option: str, parse: Callable[[str, Any], Any]) -> Any:
         found = self.raw(option)
         if found is None:
             raise ConfigurationError(option, None, "set")
         return parse(*found)
 
 
-def _boolean(option: str, value: Any) -> bool:  # noqa: ANN401 - raw input of any type
+def _boolean(option: str, value: Any) -> bool:
     text = str(value).strip().lower()
     if text not in _TRUE | _FALSE:
         raise ConfigurationError(option, value, "true or false")
@@ -180,7 +183,7 @@ def _boolean(option: str, value: Any) -> bool:  # noqa: ANN401 - raw input of an
 
 
 def _whole(least: int, most: int) -> Callable[[str, Any], int]:
-    def parse(option: str, value: Any) -> int:  # noqa: ANN401 - raw input of any type
+    def parse(option: str, value: Any) -> int:
         try:
             number = int(str(value))
         except ValueError:
@@ -193,7 +196,7 @@ def _whole(least: int, most: int) -> Callable[[str, Any], int]:
 
 
 def _number(least: float, most: float, unit: str) -> Callable[[str, Any], float]:
-    def parse(option: str, value: Any) -> float:  # noqa: ANN401 - raw input of any type
+    def parse(option: str, value: Any) -> float:
         try:
             number = float(str(value))
         except ValueError:
@@ -205,17 +208,17 @@ def _number(least: float, most: float, unit: str) -> Callable[[str, Any], float]
     return parse
 
 
-def _url(option: str, value: Any) -> str:  # noqa: ANN401 - raw input of any type
+def _url(option: str, value: Any) -> str:
     text = str(value)
     if urlsplit(text).scheme not in {"redis", "rediss", "unix"}:
         raise ConfigurationError(option, redacted(text), "a redis://, rediss:// or unix:// URL")
     return text
 
 
-def _prefix(option: str, value: Any) -> str:  # noqa: ANN401 - raw input of any type
+def _prefix(option: str, value: Any) -> str:
     text = str(value)
-    if not 0 < len(text) <= 64 or not text.isprintable() or set(text) & set("{} "):
-        raise ConfigurationError(option, value, "1-64 printable characters without braces or spaces")
+    if not 0 < len(text) <= LONGEST_PREFIX or not text.isprintable() or set(text) & set("{} "):
+        raise ConfigurationError(option, value, f"1-{LONGEST_PREFIX} printable characters without braces or spaces")
     return text
 
 

@@ -53,7 +53,7 @@ def _queue(name: str) -> Queue:
     """
     Make a queue that gets its own messages only: left out, exchange and key would be the default queue's.
     """
-    return Queue(name, Exchange(name), routing_key=name)  # type: ignore[no-untyped-call]  # kombu has no types
+    return Queue(name, Exchange(name), routing_key=name)
 
 
 def _start() -> tuple[Settings, Celery]:

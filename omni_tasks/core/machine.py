@@ -41,6 +41,9 @@ __all__ = ["acquire", "draw", "force", "reset", "retry_after", "settle"]
 #: before another is sent.
 DRAWN_MS = 1000
 
+#: A back-off factor of one, in thousandths.
+_NO_BACKOFF = 1000
+
 
 def acquire(
     circuit: Circuit, config: CircuitBreakerConfig, request: Request, *, now_ms: int
@@ -188,7 +191,7 @@ def _open(circuit: Circuit, config: CircuitBreakerConfig, report: Report, now_ms
     open_ms = config.recovery_ms
     for _ in range(circuit.reopens):
         open_ms = open_ms * config.backoff_permille // 1000
-        if open_ms >= config.longest_open_ms or config.backoff_permille == 1000:
+        if open_ms >= config.longest_open_ms or config.backoff_permille == _NO_BACKOFF:
             break
     # A Retry-After can only make the wait longer.
     open_ms = min(max(open_ms, report.retry_after_ms), config.longest_open_ms)
@@ -196,9 +199,7 @@ def _open(circuit: Circuit, config: CircuitBreakerConfig, report: Report, now_ms
     return replace(circuit, opened_at_ms=now_ms, open_until_ms=now_ms + open_ms)
 
 
-def draw(
-    circuit: Circuit, config: CircuitBreakerConfig, *, wanted: int, now_ms: int
-) -> tuple[Circuit, Draw]:
+def draw(circuit: Circuit, config: CircuitBreakerConfig, *, wanted: int, now_ms: int) -> tuple[Circuit, Draw]:
     """
     Decide how many held tasks may return to their queues now, and pay for their starts.
 

@@ -17,7 +17,7 @@ __all__ = ["circuits"]
 
 
 @inspect_command()
-def circuits(state: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - Celery's control state
+def circuits(state: Any) -> dict[str, dict[str, Any]]:
     """
     Every circuit: its state, its numbers, how many tasks it holds.
     """

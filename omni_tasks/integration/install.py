@@ -130,7 +130,7 @@ _installed: WeakKeyDictionary[Celery, Integration] = WeakKeyDictionary()
 _installed_lock = threading.Lock()
 
 
-def init_app(app: Celery, **overrides: Any) -> None:  # noqa: ANN401 - each setting has its own type
+def init_app(app: Celery, **overrides: Any) -> None:
     """
     Install the circuit breaker on a Celery application.
 
@@ -180,7 +180,7 @@ def _install(app: Celery) -> None:
     app.on_after_finalize.connect(_schedule_monitor, weak=False)
 
 
-def _schedule_monitor(sender: Celery, **_kwargs: Any) -> None:  # noqa: ANN401 - Celery's signal signature
+def _schedule_monitor(sender: Celery, **_kwargs: Any) -> None:
     interval = integration_of(sender).settings.resilience_monitoring_interval
     sender.add_periodic_task(interval, sender.signature(MONITOR_TASK), name="omni-monitor", expires=interval)
 
@@ -208,7 +208,7 @@ def get_lot(app: Celery) -> Lot:
 
 
 @celery_signals.worker_init.connect(weak=False)
-def _check_worker(sender: Any, **_kwargs: Any) -> None:  # noqa: ANN401 - Celery's signal signature
+def _check_worker(sender: Any, **_kwargs: Any) -> None:
     app = sender.app
     if app not in _installed:
         return

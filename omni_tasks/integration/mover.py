@@ -61,7 +61,7 @@ class MoverStep(bootsteps.StartStopStep):
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
-    def __init__(self, consumer: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Celery's own signature
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
         """
         Prepare; nothing is connected yet.
         """
@@ -70,7 +70,7 @@ class MoverStep(bootsteps.StartStopStep):
         self._ticks = 0
         self._failing = False
 
-    def start(self, consumer: Any) -> None:  # noqa: ANN401 - Celery's own signature
+    def start(self, consumer: Any) -> None:
         """
         Look at the lot every ``omni_mover_interval`` seconds.
         """
@@ -79,11 +79,9 @@ class MoverStep(bootsteps.StartStopStep):
         integration.consumer = consumer
         if not integration.manager.enabled:
             return
-        self._entry = consumer.timer.call_repeatedly(
-            integration.settings.mover_interval, self._tick, (integration,)
-        )
+        self._entry = consumer.timer.call_repeatedly(integration.settings.mover_interval, self._tick, (integration,))
 
-    def stop(self, consumer: Any) -> None:  # noqa: ANN401, ARG002 - Celery's own signature
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's own signature
         """
         Leave the lot alone.
         """

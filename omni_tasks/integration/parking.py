@@ -60,9 +60,7 @@ def _tell(request: CircuitRequest, breaker: CircuitBreaker, retry_after: float) 
         request.task.backend.mark_as_retry(request.id, refusal, request=request._context)  # noqa: SLF001 - see above
     request.send_event("task-retried", exception=safe_repr(refusal), traceback="")
     logger.info("Task %s[%s] held: %s", request.name, request.id, refusal)
-    signals.task_held.send(
-        sender=breaker.key, task_id=request.id, task_name=request.name, retry_after=retry_after
-    )
+    signals.task_held.send(sender=breaker.key, task_id=request.id, task_name=request.name, retry_after=retry_after)
 
 
 def hold_until_parked(

@@ -68,7 +68,7 @@ class CircuitRequest(Request):
     held = False
     _in_gate = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - passed through
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         """
         Wrap what ``create_request_cls`` has just written into *cls*.
         """
@@ -133,7 +133,7 @@ class CircuitRequest(Request):
         return limit + _LEASE_MARGIN if limit else 0.0
 
     @property
-    def _lot(self) -> Any:  # noqa: ANN401 - the integration's Lot
+    def _lot(self) -> Any:
         return integration_of(self._app).lot
 
     # After the run, in the parent: what the child could not report, and what it asked for.
@@ -156,7 +156,7 @@ class CircuitRequest(Request):
         if not self.ack_at_end:
             super().acknowledge()
 
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: ANN401, FBT001, FBT002 - Celery's own signature
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - Celery's own signature
         """
         Take what ended a run: a child's wish to be held, an exception, a lost child.
         """
@@ -233,7 +233,7 @@ class CircuitRequest(Request):
 
 def _gated(execute_using_pool: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(execute_using_pool)
-    def gated(self: CircuitRequest, pool: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Celery's own signature
+    def gated(self: CircuitRequest, pool: Any, **kwargs: Any) -> Any:
         if self._in_gate:
             # A Request class of the application's own that calls super(): asked already.
             return execute_using_pool(self, pool, **kwargs)
@@ -264,7 +264,7 @@ def _passes(request: CircuitRequest) -> bool:
 
 def _recorded(on_success: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(on_success)
-    def recorded(self: CircuitRequest, failed__retval__runtime: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Celery's own signature
+    def recorded(self: CircuitRequest, failed__retval__runtime: Any, **kwargs: Any) -> Any:
         failed = failed__retval__runtime[0]
         if not failed:
             self._settle_local(SUCCESS)

@@ -77,7 +77,7 @@ class CircuitBreakerTask(Task):
     circuit: ClassVar[str | None] = None
     probe_failure: ClassVar[str] = "hold"
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - passed through
+    def __init_subclass__(cls, **kwargs: Any) -> None:
         """
         Put the guard around ``run``, inside whatever Celery puts around it later (autoretry).
         """
@@ -94,7 +94,7 @@ class CircuitBreakerTask(Task):
         super().on_bound(app)
         init_app(app)
 
-    def retry(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - Celery's own signature
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
         """
         Retry as Celery does, except in a probe that found the dependency down: that is held.
 
@@ -107,16 +107,16 @@ class CircuitBreakerTask(Task):
         return super().retry(*args, **kwargs)
 
 
-def _function(run: Any) -> Any:  # noqa: ANN401 - a function or a staticmethod
+def _function(run: Any) -> Any:
     return run.__func__ if isinstance(run, staticmethod) else run
 
 
-def _guarded(run: Any) -> Callable[..., Any]:  # noqa: ANN401 - a function or a staticmethod
+def _guarded(run: Any) -> Callable[..., Any]:
     function = _function(run)
     takes_self = not isinstance(run, staticmethod)
 
     @functools.wraps(function)
-    def around(self: CircuitBreakerTask, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - the task's own
+    def around(self: CircuitBreakerTask, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(function, self) if takes_self else function
         manager = integration_of(self.app).manager
         breaker = manager.get(str(self.circuit))
@@ -142,7 +142,7 @@ def take_permit(request: Context) -> Permit | None:
     return Permit(*fields) if fields else None
 
 
-def _run_here(breaker: CircuitBreaker, body: Callable[[], Any]) -> Any:  # noqa: ANN401 - the body's own
+def _run_here(breaker: CircuitBreaker, body: Callable[[], Any]) -> Any:
     # A direct or eager call: nobody is there to hold it, so a refusal is its caller's CircuitOpenError.
     permit = breaker.admit()
     try:
@@ -159,7 +159,7 @@ def _run_here(breaker: CircuitBreaker, body: Callable[[], Any]) -> Any:  # noqa:
 
 def _run_in_worker(
     task: CircuitBreakerTask, breaker: CircuitBreaker, permit: Permit | None, body: Callable[[], Any]
-) -> Any:  # noqa: ANN401 - the body's own
+) -> Any:
     if permit is None:
         # The gate could not decide; it let the message through rather than stop the worker.
         admission = breaker.acquire()

@@ -42,9 +42,7 @@ def tick(manager: CircuitBreakerManager) -> dict[str, str]:
             log.error("circuit_monitor_failed", reason=str(error))
         finally:
             client.close()
-    return {
-        circuit: "degraded" if metrics.degraded else metrics.state.value for circuit, metrics in circuits.items()
-    }
+    return {circuit: "degraded" if metrics.degraded else metrics.state.value for circuit, metrics in circuits.items()}
 
 
 def _judge(client: redis.Redis, prefix: str, circuit: str, metrics: CircuitBreakerMetrics) -> None:

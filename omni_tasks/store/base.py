@@ -68,9 +68,7 @@ class Store(Protocol):
         Pay for the return of up to *wanted* held tasks.
         """
 
-    def force(
-        self, config: CircuitBreakerConfig, override: Override, *, ttl_ms: int, op_id: str
-    ) -> Transition | None:
+    def force(self, config: CircuitBreakerConfig, override: Override, *, ttl_ms: int, op_id: str) -> Transition | None:
         """
         Follow the operator's word.
         """

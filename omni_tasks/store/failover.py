@@ -95,9 +95,7 @@ class FailoverStore:
         """
         return self._try(lambda: self._shared.draw(config, wanted)) or self._local.draw(config, wanted)
 
-    def force(
-        self, config: CircuitBreakerConfig, override: Override, *, ttl_ms: int, op_id: str
-    ) -> Transition | None:
+    def force(self, config: CircuitBreakerConfig, override: Override, *, ttl_ms: int, op_id: str) -> Transition | None:
         """
         Follow the operator's word, everywhere or not at all.
 

@@ -76,9 +76,7 @@ class MemoryStore:
             self._circuits[config.name] = circuit
         return answer
 
-    def force(
-        self, config: CircuitBreakerConfig, override: Override, *, ttl_ms: int, op_id: str
-    ) -> Transition | None:
+    def force(self, config: CircuitBreakerConfig, override: Override, *, ttl_ms: int, op_id: str) -> Transition | None:
         """
         Follow the operator's word.
         """

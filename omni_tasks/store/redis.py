@@ -134,9 +134,7 @@ class RedisStore:
             transition=_transition(previous, state, epoch, failures),
         )
 
-    def force(
-        self, config: CircuitBreakerConfig, override: Override, *, ttl_ms: int, op_id: str
-    ) -> Transition | None:
+    def force(self, config: CircuitBreakerConfig, override: Override, *, ttl_ms: int, op_id: str) -> Transition | None:
         """
         Follow the operator's word.
         """

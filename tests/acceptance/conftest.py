@@ -4,9 +4,7 @@ A worker, a dependency, a circuit with short times.
 
 from __future__ import annotations
 
-import gc
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,6 +34,7 @@ class Stage:
     dependency: Dependency
     circuit: dict[str, Any]
     workers: list[Worker] = field(default_factory=list)
+    results: list[Any] = field(default_factory=list)
 
     def environment(self) -> dict[str, str]:
         """
@@ -91,8 +90,9 @@ class Stage:
         """
         Send tasks of :mod:`tests.support.app`.
         """
-        app = self.app
-        return [app.send_task(f"tests.support.app.{name}", **options) for _ in range(count)]
+        sent = [self.app.send_task(f"tests.support.app.{name}", **options) for _ in range(count)]
+        self.results += sent
+        return sent
 
 
 @pytest.fixture
@@ -111,13 +111,12 @@ def stage(tmp_path: Path, key_prefix: str) -> Iterator[Callable[..., Stage]]:
         return stages[-1]
 
     yield make
-    # Results unsubscribe from their server when they are collected: while it is still there.
-    gc.collect()
     for made in stages:
+        # A result unsubscribes when it is collected, with many retries where its server is gone.
+        for result in made.results:
+            made.app.backend.remove_pending_result(result)
+        made.app.close()
         for worker in made.workers:
             if worker.process.poll() is None:
                 worker.stop()
         made.server.stop()
-        if os.environ.get("SHOW_WORKER_LOGS"):
-            for worker in made.workers:
-                print(worker.log)

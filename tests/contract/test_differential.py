@@ -30,6 +30,9 @@ class Clock:
         self.now_ms = 1_700_000_000_000
 
     def __call__(self) -> int:
+        """
+        Read Unix ms.
+        """
         return self.now_ms
 
 

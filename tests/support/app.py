@@ -17,7 +17,12 @@ app = Celery("acceptance")
 app.conf.update(
     broker_url=os.environ["TEST_BROKER_URL"],
     result_backend=os.environ.get("TEST_RESULT_BACKEND", os.environ["TEST_BROKER_URL"]),
-    broker_transport_options={"visibility_timeout": int(os.environ.get("TEST_VISIBILITY_TIMEOUT", "3600"))},
+    broker_transport_options={
+        "visibility_timeout": int(os.environ.get("TEST_VISIBILITY_TIMEOUT", "3600")),
+        # kombu looks for abandoned messages every 100 s; a test cannot wait that long.
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+    },
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=int(os.environ.get("TEST_PREFETCH", "4")),
     worker_send_task_events=True,

@@ -25,7 +25,7 @@ class Worker:
     One ``celery worker``, started when made.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one of celery worker's own options
         self,
         environment: Mapping[str, str],
         folder: Path,
