@@ -172,13 +172,11 @@ class Provider:
     def _apply(self, wanted: object) -> None:
         allowed = ("mode", "latency", "retry_after")
         if not isinstance(wanted, dict) or not wanted.keys() <= set(allowed):
-            msg = f"{wanted!r} must be an object with any of {', '.join(allowed)}"
-            raise ValueError(msg)
+            raise ValueError(f"{wanted!r} must be an object with any of {', '.join(allowed)}")
         try:
             mode = Mode(wanted.get("mode", self.mode))
         except ValueError:
-            msg = f"mode={wanted['mode']!r} must be one of {', '.join(Mode)}"
-            raise ValueError(msg) from None
+            raise ValueError(f"mode={wanted['mode']!r} must be one of {', '.join(Mode)}") from None
         latency = _seconds("latency", wanted.get("latency", self.latency))
         retry_after = _seconds("retry_after", wanted.get("retry_after", self.retry_after))
         # Only now: a refused request changes nothing.
@@ -261,8 +259,7 @@ def _error(status: int, message: str, kind: str, headers: Mapping[str, str] | No
 
 def _seconds(option: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LONGEST_SECONDS:
-        msg = f"{option}={value!r} must be a number of seconds from 0 to {_LONGEST_SECONDS:.0f}"
-        raise ValueError(msg)
+        raise ValueError(f"{option}={value!r} must be a number of seconds from 0 to {_LONGEST_SECONDS:.0f}")
     return float(value)
 
 

@@ -84,14 +84,14 @@ def _run(plan: Plan, named: Server | None, folder: Path, interruption: Interrupt
     logging.basicConfig(filename=logs / "demo.log", level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.captureWarnings(capture=True)
     view = _view()
-    view.note(f"run folder {folder}, full logs in {logs}")
+    view.note(f"full logs in {logs}")
     with ExitStack() as stack:
         server = stack.enter_context(open_server(named, logs))
         view.note(f"Redis is {server.label}")
         processes = Processes(ROOT, logs)
         stack.callback(processes.stop)
         stack.callback(view.close)
-        ledger = _perform(Stage(plan, server, folder), plan, processes, view, interruption)
+        ledger = _perform(Stage(plan, server, folder.absolute()), plan, processes, view, interruption)
     view.account(ledger)
     objections = ledger.objections()
     for objection in objections:

@@ -129,7 +129,7 @@ def _progress(moment: Moment, inner: int) -> Text:
 
 
 def _numbers(moment: Moment) -> Text:
-    line = Text(" " * _LABEL)
+    numbers = []
     for name, value, colour in (
         ("written", moment.done, "green"),
         ("held", moment.held, "yellow"),
@@ -137,9 +137,9 @@ def _numbers(moment: Moment) -> Text:
         ("waiting", moment.queued, ""),
         ("failed", moment.failed, "red"),
     ):
-        line.append(f"{value:>3} ", f"bold {colour}".strip() if value else "bright_black")
-        line.append(f"{name}   ", "bright_black")
-    return line
+        number = Text(f"{value:>3}", f"bold {colour}".strip() if value else "bright_black")
+        numbers.append(number.append(f" {name}", "not bold bright_black"))
+    return Text(" " * _LABEL).append(Text("   ").join(numbers))
 
 
 def _chart(moment: Moment, columns: int) -> list[Text]:

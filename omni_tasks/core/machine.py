@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from omni_tasks.core.model import (
+    FOREVER_MS,
     Admission,
     Circuit,
     CircuitState,
@@ -33,16 +34,13 @@ from omni_tasks.core.model import (
 )
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
-from omni_tasks.core.ramp import CALL, cut_ramp, fill_ramp, grow_ramp, start_ramp, stop_ramp, take
+from omni_tasks.core.ramp import CALL, bound_ramp, cut_ramp, fill_ramp, grow_ramp, start_ramp, stop_ramp, take
 
 __all__ = ["acquire", "draw", "force", "reset", "retry_after", "settle"]
 
 #: How long a held task that was sent out as a probe may take to reach a worker's gate
 #: before another is sent.
 DRAWN_MS = 1000
-
-#: A back-off factor of one, in thousandths.
-_NO_BACKOFF = 1000
 
 
 def acquire(
@@ -190,9 +188,11 @@ def _on_failure(circuit: Circuit, config: CircuitBreakerConfig, permit: Permit, 
 def _open(circuit: Circuit, config: CircuitBreakerConfig, report: Report, now_ms: int) -> Circuit:
     open_ms = config.recovery_ms
     for _ in range(circuit.reopens):
-        open_ms = open_ms * config.backoff_permille // 1000
-        if open_ms >= config.longest_open_ms or config.backoff_permille == _NO_BACKOFF:
+        longer_ms = open_ms * config.backoff_permille // 1000
+        # Many reopenings must not take many steps: not past the cap, and not where a step adds nothing.
+        if longer_ms == open_ms or open_ms >= config.longest_open_ms:
             break
+        open_ms = longer_ms
     # A Retry-After can only make the wait longer.
     open_ms = min(max(open_ms, report.retry_after_ms), config.longest_open_ms)
     circuit = _enter(circuit, CircuitState.OPEN, now_ms)
@@ -249,12 +249,13 @@ def force(
     Follow the operator's word until *ttl_ms* have passed; 0 means until the next word.
     """
     before = circuit.effective_state
+    until_ms = now_ms + ttl_ms if ttl_ms else FOREVER_MS
     circuit = replace(
         circuit,
         gen=circuit.gen or op_id,
         epoch=circuit.epoch + 1,
         override=override,
-        override_until_ms=now_ms + ttl_ms if ttl_ms and override is not Override.AUTO else 0,
+        override_until_ms=0 if override is Override.AUTO else until_ms,
         changed_at_ms=now_ms,
     )
     return circuit, _transition(before, circuit)
@@ -273,7 +274,8 @@ def retry_after(circuit: Circuit, config: CircuitBreakerConfig, *, now_ms: int) 
     Milliseconds, > 0, until asking again can help.
     """
     if circuit.override is Override.FORCED_OPEN:
-        left = circuit.override_until_ms - now_ms if circuit.override_until_ms else config.recovery_ms
+        endless = circuit.override_until_ms == FOREVER_MS
+        left = config.recovery_ms if endless else circuit.override_until_ms - now_ms
     elif circuit.effective_state is CircuitState.CLOSED:
         # Refused by the ramp: the time to earn one start.
         left = -(-(CALL - circuit.ramp_tokens) // max(circuit.ramp_rate_mps, 1))
@@ -288,12 +290,9 @@ def _tidy(circuit: Circuit, config: CircuitBreakerConfig, now_ms: int) -> Circui
     """
     Do what time alone brings about: leases end, an override ends, a clock step is taken back.
     """
-    if circuit.override_until_ms and now_ms >= circuit.override_until_ms:
+    circuit = bound_ramp(_bound_waits(circuit, config, now_ms), least_mps=config.ramp_initial_mps)
+    if circuit.override is not Override.AUTO and now_ms >= circuit.override_until_ms:
         circuit = replace(circuit, override=Override.AUTO, override_until_ms=0, epoch=circuit.epoch + 1)
-    if circuit.state is CircuitState.OPEN and now_ms < circuit.opened_at_ms:
-        # The server's clock stepped back: the wait starts again rather than lasting the step.
-        left_ms = min(circuit.open_until_ms - circuit.opened_at_ms, config.longest_open_ms)
-        circuit = replace(circuit, opened_at_ms=now_ms, open_until_ms=now_ms + left_ms)
     # A worker that died mid-probe never reports: its lease frees the slot, and proves nothing.
     probes = {
         permit: min(deadline, now_ms + config.longest_lease_ms)
@@ -303,6 +302,22 @@ def _tidy(circuit: Circuit, config: CircuitBreakerConfig, now_ms: int) -> Circui
     calls = {permit: deadline for permit, deadline in circuit.calls.items() if deadline > now_ms}
     lapsed = len(circuit.probes) - len(probes) + len(circuit.calls) - len(calls)
     return replace(circuit, probes=probes, calls=calls, expired=circuit.expired + lapsed)
+
+
+def _bound_waits(circuit: Circuit, config: CircuitBreakerConfig, now_ms: int) -> Circuit:
+    """
+    Keep every wait within its own length from now, wherever the server's clock has stepped to.
+    """
+    if circuit.override is not Override.AUTO and circuit.override_until_ms != FOREVER_MS:
+        override_ms = circuit.override_until_ms - circuit.changed_at_ms
+        circuit = replace(circuit, override_until_ms=min(circuit.override_until_ms, now_ms + override_ms))
+    open_ms = min(circuit.open_until_ms - circuit.opened_at_ms, config.longest_open_ms)
+    return replace(
+        circuit,
+        changed_at_ms=min(circuit.changed_at_ms, now_ms),
+        opened_at_ms=min(circuit.opened_at_ms, now_ms),
+        open_until_ms=min(circuit.open_until_ms, now_ms + open_ms),
+    )
 
 
 def _enter(circuit: Circuit, state: CircuitState, now_ms: int) -> Circuit:

@@ -8,7 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["Admission", "Circuit", "CircuitState", "Draw", "Override", "Permit", "Request", "Settlement", "Transition"]
+__all__ = [
+    "FOREVER_MS",
+    "Admission",
+    "Circuit",
+    "CircuitState",
+    "Draw",
+    "Override",
+    "Permit",
+    "Request",
+    "Settlement",
+    "Transition",
+]
+
+#: The end of an override that has none, Unix ms.  Also the largest number a store reads: all that is
+#: larger was never written by us, and Lua counts exactly up to 2**53 only.
+FOREVER_MS = 10**14
 
 
 class CircuitState(StrEnum):
@@ -46,6 +61,9 @@ class Circuit:
         gen: Names this incarnation; new after the state was lost.  ``(gen, epoch)`` never repeats.
 
         epoch: Grows by one with every transition and every word of the operator.
+
+        override_until_ms: When the operator's word ends, ``FOREVER_MS`` for one without an end.  A word
+            whose end got lost has ended: it must not hold the circuit for good.
 
         failures: Consecutive counted failures; back to 0 with a success while closed, and on closing.
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from omni_tasks.core.model import Circuit
 
-__all__ = ["CALL", "cut_ramp", "fill_ramp", "grow_ramp", "start_ramp", "stop_ramp", "take"]
+__all__ = ["CALL", "bound_ramp", "cut_ramp", "fill_ramp", "grow_ramp", "start_ramp", "stop_ramp", "take"]
 
 #: Tokens that one start costs.
 CALL = 1_000_000
@@ -44,6 +44,19 @@ def start_ramp(circuit: Circuit, *, rate_mps: int, now_ms: int) -> Circuit:
     Begin at *rate_mps*, with one start in hand; a ceiling learned earlier is kept.
     """
     return replace(circuit, ramp_rate_mps=rate_mps, ramp_tokens=CALL, ramp_filled_ms=now_ms, ramp_cut_ms=0)
+
+
+def bound_ramp(circuit: Circuit, *, least_mps: int) -> Circuit:
+    """
+    Keep a stored ramp within its bounds, which the configuration may have moved.
+    """
+    if not circuit.ramp_rate_mps:
+        return circuit
+    return replace(
+        circuit,
+        ramp_rate_mps=min(max(circuit.ramp_rate_mps, least_mps), FASTEST_MPS),
+        ramp_tokens=max(circuit.ramp_tokens, -CALL),
+    )
 
 
 def stop_ramp(circuit: Circuit) -> Circuit:

@@ -103,14 +103,14 @@ class Lot:
         tag = str(message.delivery_tag)
         try:
             self._park(
-                keys=self._keys(circuit),
+                keys=[*self._keys(circuit), self._superseded],
                 args=[tag, destination.priority, since_ms, *pieces, destination.key, self._remember_ms],
             )
         except (redis.RedisError, OSError) as error:
             raise ParkingError(f"the broker's Redis did not take the task: {type(error).__name__}: {error}") from error
         return holds
 
-    def is_superseded(self, circuit: str, message: Message) -> bool:
+    def is_superseded(self, message: Message) -> bool:
         """
         Whether another copy of this very delivery has been parked already.
 
@@ -118,7 +118,7 @@ class Lot:
             ParkingError: The broker's Redis did not answer.
         """
         try:
-            return self._client.zscore(self._keys(circuit)[3], str(message.delivery_tag)) is not None
+            return self._client.zscore(self._superseded, str(message.delivery_tag)) is not None
         except (redis.RedisError, OSError) as error:
             raise ParkingError(f"the broker's Redis did not answer: {type(error).__name__}: {error}") from error
 
@@ -129,7 +129,7 @@ class Lot:
         Returns:
             How many were moved by this call.  Movers may race: each task is moved once.
         """
-        order, envelopes, lists, _ = self._keys(circuit)
+        order, envelopes, lists = self._keys(circuit)
         moved = 0
         for start in range(0, count, _MOVE_AT_ONCE):
             entries = cast("list[bytes]", self._client.zrange(order, 0, min(count - start, _MOVE_AT_ONCE) - 1))
@@ -157,14 +157,20 @@ class Lot:
         """
         The first *limit* tasks in the order they will leave.
         """
-        order, envelopes, _, _ = self._keys(circuit)
+        order, envelopes, _ = self._keys(circuit)
         entries = cast("list[bytes]", self._client.zrange(order, 0, max(limit, 1) - 1))
         texts = cast("list[bytes | None]", self._client.hmget(envelopes, entries)) if entries else []
         return [_held_task(circuit, json.loads(text.replace(b"\0", b""))) for text in texts if text]
 
-    def _keys(self, circuit: str) -> tuple[str, str, str, str]:
-        tag = f"{self._prefix}:lot:{{{quote(circuit, safe='')}}}"
-        return f"{tag}:order", f"{tag}:envelopes", f"{tag}:lists", f"{tag}:superseded"
+    def _keys(self, circuit: str) -> tuple[str, str, str]:
+        # No hash tag: the lists of the broker, which the tasks go back to, have none either.
+        lot = f"{self._prefix}:lot:{quote(circuit, safe='')}"
+        return f"{lot}:order", f"{lot}:envelopes", f"{lot}:lists"
+
+    @property
+    def _superseded(self) -> str:
+        # One for all circuits: a task may be parked under another circuit than its gate's.
+        return f"{self._prefix}:superseded"
 
 
 def _held_task(circuit: str, payload: dict[str, Any]) -> HeldTask:

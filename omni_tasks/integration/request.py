@@ -102,7 +102,7 @@ class CircuitRequest(Request):
             # Expired and revoked come before held: nobody waits for these.
             return False
         try:
-            if was_redelivered(self._message) and self._lot.is_superseded(breaker.key, self._message):
+            if was_redelivered(self._message) and self._lot.is_superseded(self._message):
                 # The worker that had this copy died between parking it and acknowledging it.
                 self.acknowledge()
                 state.task_ready(self)

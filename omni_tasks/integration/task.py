@@ -23,6 +23,7 @@ from omni_tasks.core.model import Permit
 from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report, report_of
 from omni_tasks.errors import CircuitOpenError
 from omni_tasks.integration.install import init_app, integration_of
+from omni_tasks.integration.lot import TICKET_HEADER
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -134,11 +135,15 @@ def _guarded(run: Any) -> Callable[..., Any]:
 
 def take_permit(request: Context) -> Permit | None:
     """
-    Take the gate's permit out of a request, so that neither the body nor a retry's message carries it.
+    Take the gate's permit out of a request.
+
+    Celery gives a retry's message the headers of the run before: neither the
+    permit nor the ticket that paid for this start may pay for the next.
     """
     fields = request.__dict__.pop(PERMIT_KEY, None)
-    if isinstance(request.headers, dict):
-        request.headers.pop(PERMIT_KEY, None)
+    for key in (PERMIT_KEY, TICKET_HEADER):
+        if isinstance(request.headers, dict):
+            request.headers.pop(key, None)
     return Permit(*fields) if fields else None
 
 

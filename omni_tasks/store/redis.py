@@ -89,11 +89,11 @@ class RedisStore:
         Decide whether one more call may run.
         """
         kind, gen, epoch, state, retry_after_ms, previous, failures = self._run(
-            "acquire", config, request.permit_id, request.lease_ms, int(request.paced), request.ticket
+            "acquire", config, request.permit_id, request.lease_ms, int(request.paced), _bytes(request.ticket)
         )
         permit = None
         if kind:
-            permit = Permit(request.permit_id, gen.decode(), epoch, probe=kind == b"probe")
+            permit = Permit(request.permit_id, _text(gen), epoch, probe=kind == b"probe")
         return Admission(
             permit=permit,
             state=_state(state),
@@ -109,7 +109,7 @@ class RedisStore:
             "settle",
             config,
             permit.id,
-            f"{permit.gen}:{permit.epoch}",
+            _bytes(f"{permit.gen}:{permit.epoch}"),
             int(permit.probe),
             report.outcome.value,
             report.retry_after_ms,
@@ -128,7 +128,7 @@ class RedisStore:
         count, ticket, state, ramping, previous, epoch, failures = self._run("draw", config, wanted)
         return Draw(
             count=count,
-            ticket=ticket.decode(),
+            ticket=_text(ticket),
             state=_state(state),
             ramping=bool(ramping),
             transition=_transition(previous, state, epoch, failures),
@@ -154,12 +154,12 @@ class RedisStore:
         """
         if not configs:
             return []
-        script = self._scripts["snapshot"]
         try:
-            with self._client.pipeline(transaction=False) as pipe:
-                for config in configs:
-                    script(keys=circuit_keys(self._prefix, config.name), args=[self._now()], client=pipe)
-                replies = pipe.execute()
+            try:
+                replies = self._read(configs)
+            except redis.exceptions.NoScriptError:
+                self._client.script_load(self._scripts["snapshot"].script)
+                replies = self._read(configs)
         except (redis.RedisError, OSError) as error:
             raise StoreError(f"read: {type(error).__name__}: {error}") from error
         return [
@@ -167,7 +167,16 @@ class RedisStore:
             for now, flat, calls, probes, lease in replies
         ]
 
-    def _run(self, verb: str, config: CircuitBreakerConfig, *arguments: str | int) -> list[Any]:
+    def _read(self, configs: Sequence[CircuitBreakerConfig]) -> list[Any]:
+        # By its SHA: redis-py's own Script asks first whether the server knows it, one round trip more each time.
+        sha = self._scripts["snapshot"].sha
+        with self._client.pipeline(transaction=False) as pipe:
+            for config in configs:
+                keys = circuit_keys(self._prefix, config.name)
+                pipe.evalsha(sha, len(keys), *keys, self._now())
+            return pipe.execute()
+
+    def _run(self, verb: str, config: CircuitBreakerConfig, *arguments: str | bytes | int) -> list[Any]:
         try:
             reply = self._scripts[verb](
                 keys=circuit_keys(self._prefix, config.name),
@@ -181,6 +190,15 @@ class RedisStore:
 
     def _now(self) -> int | str:
         return self._now_ms() if self._now_ms else ""
+
+
+def _text(raw: bytes) -> str:
+    # What names an incarnation may have been damaged, and must still come back as it was given out.
+    return raw.decode(errors="surrogateescape")
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
 
 
 def _state(raw: bytes) -> CircuitState:

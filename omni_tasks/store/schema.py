@@ -6,13 +6,15 @@ No key string and no argument order is written anywhere else.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
-from omni_tasks.core.model import Circuit, CircuitState, Override
+from omni_tasks.core.model import FOREVER_MS, Circuit, CircuitState, Override
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.ramp import CALL
 from omni_tasks.errors import StoreReplyError
 
 __all__ = ["STANDALONE", "VERBS", "alerts_key", "circuit_from_reply", "circuit_keys", "policy_arguments", "script_text"]
@@ -78,7 +80,7 @@ def circuit_from_reply(flat: object) -> Circuit:
     stored = {
         flat[i].decode("utf-8", "replace"): flat[i + 1].decode("utf-8", "replace") for i in range(0, len(flat), 2)
     }
-    numbers: dict[str, Any] = {name: _integer(stored.get(name, "0")) for name in _INT_FIELDS}
+    numbers: dict[str, Any] = {name: _integer(name, stored.get(name, "0")) for name in _INT_FIELDS}
     state, override = stored.get("state", ""), stored.get("override", "")
     return Circuit(
         gen=stored.get("gen", ""),
@@ -88,11 +90,12 @@ def circuit_from_reply(flat: object) -> Circuit:
     )
 
 
-def _integer(text: str) -> int:
+def _integer(field: str, text: str) -> int:
     try:
-        return int(float(text))
+        number = math.floor(float(text))
     except (ValueError, OverflowError):
         return 0
+    return number if (-CALL if field == "ramp_tokens" else 0) <= number <= FOREVER_MS else 0
 
 
 def alerts_key(prefix: str) -> str:

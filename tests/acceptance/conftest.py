@@ -117,6 +117,5 @@ def stage(tmp_path: Path, key_prefix: str) -> Iterator[Callable[..., Stage]]:
             made.app.backend.remove_pending_result(result)
         made.app.close()
         for worker in made.workers:
-            if worker.process.poll() is None:
-                worker.stop()
+            worker.stop()
         made.server.stop()

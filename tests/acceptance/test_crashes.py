@@ -64,6 +64,23 @@ def test_a_killed_probe_frees_its_slot_and_counts_once(stage: Callable[..., Stag
     assert [result.get(timeout=20)["retries"] for result in survivors] == [0]
 
 
+def test_a_crash_between_parking_and_acknowledging_runs_the_task_once(stage: Callable[..., Stage]) -> None:
+    """A copy that the broker delivers again after its twin was parked is dropped: one run, not two."""
+    play = stage()
+    play.breaker.force_open()
+    quick = {"TEST_VISIBILITY_TIMEOUT": "2"}
+    victim = play.worker(environment={**quick, "TEST_CRASH": "after_park"})
+    [result] = play.send("plain")
+    eventually(lambda: victim.process.poll() is not None, within=20, what="the worker has died")
+    assert play.held() == 1
+    successor = play.worker(environment=quick)
+    eventually(lambda: successor.log.count(f"[{result.id}] received") == 1, within=20, what="delivered again")
+    play.breaker.release_force()
+    assert result.get(timeout=20)["holds"] == 1
+    eventually(lambda: successor.log.count(f"[{result.id}] received") == 2, within=20, what="both copies seen")
+    assert [call.task_id for call in play.dependency.calls()] == [result.id]
+
+
 @pytest.fixture
 def second_server() -> Iterator[EmbeddedServer]:
     """

@@ -16,8 +16,12 @@ import httpx2
 import openai
 import pytest
 
+from tests.support.eventually import eventually
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+pytestmark = pytest.mark.acceptance
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Why the sea is salty"}]
 
@@ -179,8 +183,7 @@ def test_the_mode_on_arrival_decides(provider: RunningProvider) -> None:
     texts: list[str] = []
     caller = threading.Thread(target=lambda: texts.append(provider.ask()))
     caller.start()
-    while provider.http.get("/healthz").json()["running"] == 0:
-        time.sleep(0.01)
+    eventually(lambda: provider.http.get("/healthz").json()["running"] == 1, within=5)
     provider.switch(mode="error500")
     caller.join()
     assert texts
@@ -193,8 +196,7 @@ def test_a_caller_that_leaves_early_has_no_article(provider: RunningProvider) ->
     provider.switch(latency=0.8)
     with pytest.raises(openai.APITimeoutError):
         provider.ask()
-    while provider.http.get("/healthz").json()["running"]:
-        time.sleep(0.05)
+    eventually(lambda: provider.http.get("/healthz").json()["running"] == 0, within=5)
     assert provider.calls()[-1]["answered"] == "gone"
 
 
@@ -231,7 +233,6 @@ def test_it_ends_when_told_although_callers_hang(provider: RunningProvider) -> N
     provider.switch(mode="hang")
     with socket.create_connection(("127.0.0.1", provider.port), timeout=5) as raw:
         raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
-        while not provider.calls():
-            time.sleep(0.01)
+        eventually(provider.calls, within=5)
         provider.process.send_signal(signal.SIGTERM)
         provider.process.wait(5)

@@ -5,12 +5,15 @@ The application of the acceptance tests; configured by the environment of its pr
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
 from celery import Celery, Task
+from kombu.transport.virtual import Message
 
 from omni_tasks import CircuitBreakerTask, init_app
+from omni_tasks.integration.lot import Lot
 from tests.support.dependency import Dependency, DependencyDownError
 
 app = Celery("acceptance")
@@ -75,3 +78,14 @@ def unguarded(self: Task, seconds: float = 0.0) -> str:
     """A task of no circuit."""
     time.sleep(seconds)
     return str(self.request.id)
+
+
+if os.environ.get("TEST_CRASH") == "after_park":
+    _park = Lot.park
+
+    def _park_and_die(self: Lot, circuit: str, message: Message) -> int:
+        _park(self, circuit, message)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    Lot.park = _park_and_die  # type: ignore[method-assign] # the crash that is tested

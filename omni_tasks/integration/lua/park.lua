@@ -1,10 +1,10 @@
 --[[
   park: set one message aside, durably, before it is acknowledged.
 
-  KEYS[1]  {prefix}:lot:{<circuit>}:order       zset  entry -> priority, then age
-  KEYS[2]  {prefix}:lot:{<circuit>}:envelopes   hash  entry -> message, NUL where the ticket goes
-  KEYS[3]  {prefix}:lot:{<circuit>}:lists       hash  entry -> Redis list it goes back to
-  KEYS[4]  {prefix}:lot:{<circuit>}:superseded  zset  delivery tag -> Unix ms when it may be forgotten
+  KEYS[1]  {prefix}:lot:<circuit>:order       zset  entry -> priority, then age
+  KEYS[2]  {prefix}:lot:<circuit>:envelopes   hash  entry -> message, NUL where the ticket goes
+  KEYS[3]  {prefix}:lot:<circuit>:lists       hash  entry -> Redis list it goes back to
+  KEYS[4]  {prefix}:superseded  zset  delivery tag -> Unix ms when it may be forgotten
 
   ARGV[1]  entry      string, the delivery tag of the copy that is being parked
   ARGV[2]  priority   int 0-9, lower leaves first

@@ -1,9 +1,9 @@
 --[[
   unpark: move held messages back to their queue in one step.
 
-  KEYS[1]  {prefix}:lot:{<circuit>}:order      zset  entry -> priority, then age
-  KEYS[2]  {prefix}:lot:{<circuit>}:envelopes  hash  entry -> message, NUL where the ticket goes
-  KEYS[3]  {prefix}:lot:{<circuit>}:lists      hash  entry -> Redis list it goes back to
+  KEYS[1]  {prefix}:lot:<circuit>:order      zset  entry -> priority, then age
+  KEYS[2]  {prefix}:lot:<circuit>:envelopes  hash  entry -> message, NUL where the ticket goes
+  KEYS[3]  {prefix}:lot:<circuit>:lists      hash  entry -> Redis list it goes back to
   KEYS[4]  the broker's list                   list  kombu's messages; the right end is served next
 
   ARGV[1]   ticket   string, "gen:epoch" that paid for these starts

@@ -8,11 +8,16 @@
   ARGV[1]      now_ms  int >= 0, or "" to use this server's TIME (production)
   ARGV[2..10]  the policy, in the order of schema.py: policy_arguments()
 
+  Returns  nothing; the verb behind it does
+  Writes   what tidy() takes back; the fields set() has noted, when save() is called
+  Cost     O(log P + lapsed), P = permits outstanding; the hash has a fixed number of fields
   Mirrors  omni_tasks/core/machine.py and omni_tasks/core/ramp.py, by function name
 ]]
 local CALL, BUCKET_MS, CUT_PAUSE_MS = 1000000, 200, 500
 local CUT_PERCENT, CEILING_PERCENT, CREEP_PERMILLE = 70, 85, 20
 local FASTEST_MPS = 10000000
+-- The end of an override that has none, and the largest number that is read.
+local FOREVER_MS = 1e14
 
 local now
 if ARGV[1] == '' then
@@ -35,7 +40,8 @@ local policy = {
 }
 
 -- The circuit as stored.  A missing or unreadable number is 0 and an unreadable state is
--- closed, so that no single lost field can wedge the circuit.
+-- closed, so that no single lost field can wedge the circuit.  Numbers we never write, too
+-- large or negative, are unreadable.
 local TEXT = { gen = '', state = 'closed', override = 'auto' }
 local STATES = { closed = true, open = true, half_open = true }
 local OVERRIDES = { auto = true, forced_open = true, forced_closed = true }
@@ -47,8 +53,8 @@ end
 local c = setmetatable({}, { __index = function(_, field)
   if TEXT[field] then return stored[field] or TEXT[field] end
   local n = tonumber(stored[field])
-  -- NaN and infinities are not equal to themselves minus themselves.
-  if not n or n - n ~= 0 then return 0 end
+  -- NaN is in no range.  A ramp may be in debt.
+  if not n or not (n <= FOREVER_MS and (n >= 0 or field == 'ramp_tokens' and n >= -CALL)) then return 0 end
   return math.floor(n)
 end })
 if not STATES[c.state] then stored.state = 'closed' end
@@ -93,16 +99,33 @@ local function enter(state)
   if state == 'half_open' then add('half_opened', 1) end
 end
 
+local function bound(field, most)
+  if c[field] > most then set(field, most) end
+end
+
+local function bound_waits()
+  if c.override ~= 'auto' and c.override_until_ms ~= FOREVER_MS then
+    bound('override_until_ms', now + c.override_until_ms - c.changed_at_ms)
+  end
+  local open_ms = math.min(c.open_until_ms - c.opened_at_ms, policy.longest_open_ms)
+  bound('changed_at_ms', now)
+  bound('opened_at_ms', now)
+  bound('open_until_ms', now + open_ms)
+end
+
+local function bound_ramp()
+  if c.ramp_rate_mps == 0 then return end
+  bound('ramp_rate_mps', FASTEST_MPS)
+  if c.ramp_rate_mps < policy.ramp_initial_mps then set('ramp_rate_mps', policy.ramp_initial_mps) end
+end
+
 local function tidy()
-  if c.override_until_ms > 0 and now >= c.override_until_ms then
+  bound_waits()
+  bound_ramp()
+  if c.override ~= 'auto' and now >= c.override_until_ms then
     set('override', 'auto')
     set('override_until_ms', 0)
     add('epoch', 1)
-  end
-  if c.state == 'open' and now < c.opened_at_ms then
-    local left = math.min(c.open_until_ms - c.opened_at_ms, policy.longest_open_ms)
-    set('opened_at_ms', now)
-    set('open_until_ms', now + left)
   end
   local lapsed = redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
     + redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)

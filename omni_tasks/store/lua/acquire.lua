@@ -49,7 +49,7 @@ end
 local function retry_after()
   local left
   if c.override == 'forced_open' then
-    left = c.override_until_ms > 0 and c.override_until_ms - now or policy.recovery_ms
+    left = c.override_until_ms == FOREVER_MS and policy.recovery_ms or c.override_until_ms - now
   elseif effective_state() == 'closed' then
     left = math.ceil((CALL - c.ramp_tokens) / math.max(c.ramp_rate_mps, 1))
   elseif c.state == 'open' then

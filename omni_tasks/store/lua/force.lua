@@ -14,11 +14,12 @@
   Mirrors  omni_tasks/core/machine.py: force()
 ]]
 local override, ttl_ms = ARGV[11], tonumber(ARGV[12])
+local until_ms = ttl_ms > 0 and now + ttl_ms or FOREVER_MS
 
 if c.gen == '' then set('gen', ARGV[13]) end
 add('epoch', 1)
 set('override', override)
-set('override_until_ms', (ttl_ms > 0 and override ~= 'auto') and now + ttl_ms or 0)
+set('override_until_ms', override == 'auto' and 0 or until_ms)
 set('changed_at_ms', now)
 save()
 return { effective_state(), before, c.epoch, c.failures }

@@ -23,8 +23,9 @@ local outcome, retry_after_ms = ARGV[14], tonumber(ARGV[15])
 local function open()
   local open_ms = policy.recovery_ms
   for _ = 1, c.reopens do
-    open_ms = math.floor(open_ms * policy.backoff_permille / 1000)
-    if open_ms >= policy.longest_open_ms or policy.backoff_permille == 1000 then break end
+    local longer_ms = math.floor(open_ms * policy.backoff_permille / 1000)
+    if longer_ms == open_ms or open_ms >= policy.longest_open_ms then break end
+    open_ms = longer_ms
   end
   open_ms = math.min(math.max(open_ms, retry_after_ms), policy.longest_open_ms)
   enter('open')

@@ -1,0 +1,576 @@
+"""
+What every store of circuits promises, on memory and on a real server alike; time is what the test says it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+
+from omni_tasks.core.machine import retry_after
+from omni_tasks.core.model import Admission, CircuitState, Override, Permit, Request, Settlement
+from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report
+from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.store.base import Reading, Store
+from omni_tasks.store.memory import MemoryStore
+from omni_tasks.store.redis import RedisStore
+from omni_tasks.store.schema import circuit_keys
+from tests.support.clock import START_MS, Clock
+
+CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
+FAILURE = Report(Outcome.FAILURE)
+
+CONFIG = CircuitBreakerConfig(
+    name="contract",
+    failure_threshold=3,
+    recovery_timeout=10.0,
+    max_recovery_timeout=40.0,
+    backoff_factor=2.0,
+    probe_lease=2.0,
+    call_lease=60.0,
+)
+
+#: The longest a circuit may ever refuse without hearing anything new, in ms.
+LONGEST_MS = CONFIG.longest_open_ms + CONFIG.longest_lease_ms
+
+
+class Stand:
+    """
+    One store, its clock, and circuits asked by hand.
+    """
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self._asked = 0
+
+    def ask(self, config: CircuitBreakerConfig = CONFIG, **request: Any) -> Admission:
+        self._asked += 1
+        return self.store.acquire(config, Request(**{"permit_id": f"p{self._asked}", **request}))
+
+    def permit(self, config: CircuitBreakerConfig = CONFIG, **request: Any) -> Permit:
+        permit = self.ask(config, **request).permit
+        assert permit is not None
+        return permit
+
+    def settle(self, permit: Permit, report: Report = FAILURE, config: CircuitBreakerConfig = CONFIG) -> Settlement:
+        return self.store.settle(config, permit, report)
+
+    def run(self, report: Report = FAILURE, config: CircuitBreakerConfig = CONFIG) -> Settlement:
+        return self.settle(self.permit(config), report, config)
+
+    def trip(self, config: CircuitBreakerConfig = CONFIG) -> Settlement:
+        for _ in range(config.failure_threshold - 1):
+            self.run(config=config)
+        return self.run(config=config)
+
+    def probe(self) -> Permit:
+        self.clock.advance(self.trip().retry_after_ms)
+        permit = self.permit()
+        assert permit.probe
+        return permit
+
+    def force(self, override: Override, ttl_ms: int = 0) -> object:
+        return self.store.force(CONFIG, override, ttl_ms=ttl_ms, op_id="operator")
+
+    def read(self, config: CircuitBreakerConfig = CONFIG) -> Reading:
+        return self.store.read([config])[0]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def store(request: pytest.FixtureRequest, key_prefix: str) -> tuple[Store, Clock]:
+    """
+    An empty store and the clock it reads.
+    """
+    clock = Clock()
+    if request.param == "memory":
+        return MemoryStore(clock), clock
+    client: redis.Redis = request.getfixturevalue("redis_client")
+    return RedisStore(client, prefix=key_prefix, now_ms=clock), clock
+
+
+@pytest.fixture
+def stand(store: tuple[Store, Clock]) -> Stand:
+    """
+    Either store.
+    """
+    return Stand(*store)
+
+
+@pytest.fixture
+def shared(redis_client: redis.Redis, key_prefix: str) -> Stand:
+    """
+    The Redis store.
+    """
+    clock = Clock()
+    return Stand(RedisStore(redis_client, prefix=key_prefix, now_ms=clock), clock)
+
+
+# One table of cases: what is done, and the answers it must give
+
+
+def _trip(stand: Stand) -> list[object]:
+    return [stand.run().transition is not None for _ in range(3)] + [stand.ask()]
+
+
+def _success_between(stand: Stand) -> list[object]:
+    return [stand.run(report).state for report in (FAILURE, FAILURE, SUCCESS, FAILURE, IGNORED, FAILURE)]
+
+
+def _wait(stand: Stand) -> list[object]:
+    stand.trip()
+    stand.clock.advance(9_999)
+    early = stand.ask().retry_after_ms
+    stand.clock.advance(1)
+    return [early, stand.permit().probe, stand.ask()]
+
+
+def _lapse(stand: Stand) -> list[object]:
+    dead = stand.probe()
+    stand.clock.advance(1_999)
+    early = stand.ask().retry_after_ms
+    stand.clock.advance(1)
+    return [early, stand.permit().probe, stand.settle(dead, SUCCESS), stand.read().circuit.expired]
+
+
+def _close(stand: Stand) -> list[object]:
+    closing = stand.settle(stand.probe(), SUCCESS)
+    return [closing.state, closing.transition is not None, stand.read().circuit.failures]
+
+
+def _reopen(stand: Stand) -> list[object]:
+    waits: list[object] = [stand.settle(stand.probe()).retry_after_ms]
+    for _ in range(2):
+        stand.clock.advance(40_000)
+        waits.append(stand.run().retry_after_ms)
+    return waits
+
+
+def _retry_after(stand: Stand) -> list[object]:
+    stand.run()
+    stand.run()
+    straggler = stand.permit()
+    long = stand.run(Report(Outcome.FAILURE, 30_000))
+    return [long.retry_after_ms, stand.settle(straggler, Report(Outcome.FAILURE, 39_000)).retry_after_ms]
+
+
+def _late(stand: Stand) -> list[object]:
+    early, later = stand.permit(), stand.permit()
+    stand.trip()
+    return [stand.settle(early, SUCCESS), stand.settle(later), stand.read().circuit.open_until_ms - START_MS]
+
+
+def _twice(stand: Stand) -> list[object]:
+    permit = stand.permit()
+    return [stand.settle(permit).applied, stand.settle(permit).applied, stand.read().circuit.failed]
+
+
+def _again(stand: Stand) -> list[object]:
+    first, second = stand.ask(permit_id="x"), stand.ask(permit_id="x")
+    return [first == second, stand.read().circuit.admitted]
+
+
+def _neutral_probe(stand: Stand) -> list[object]:
+    return [stand.settle(stand.probe(), IGNORED), stand.permit().probe]
+
+
+def _forced_open(stand: Stand) -> list[object]:
+    stand.force(Override.FORCED_OPEN, ttl_ms=5_000)
+    refused = stand.ask()
+    stand.clock.advance(5_000)
+    lifted = stand.ask()
+    return [refused, lifted.permit is not None, lifted.transition is not None]
+
+
+def _forced_for_good(stand: Stand) -> list[object]:
+    stand.force(Override.FORCED_OPEN)
+    stand.clock.advance(10**9)
+    return [stand.ask(), stand.force(Override.AUTO) is not None, stand.ask().permit is not None]
+
+
+def _forced_closed(stand: Stand) -> list[object]:
+    stand.trip()
+    stand.force(Override.FORCED_CLOSED)
+    return [stand.run(SUCCESS).state, stand.run().state, stand.force(Override.AUTO) is not None, stand.ask().state]
+
+
+def _reset(stand: Stand) -> list[object]:
+    probe = stand.probe()
+    transition = stand.store.reset(CONFIG, op_id="operator")
+    return [transition is not None, stand.settle(probe).applied, stand.read().circuit.admitted, stand.ask().state]
+
+
+def _clock_back(stand: Stand) -> list[object]:
+    stand.trip()
+    stand.clock.advance(-3_600_000)
+    refused = stand.ask().retry_after_ms
+    stand.clock.advance(10_000)
+    return [refused, stand.permit().probe]
+
+
+def _unknown(stand: Stand) -> list[object]:
+    return [stand.settle(Permit("p", "lost", 7, probe=True)), stand.read().circuit.gen]
+
+
+def _ramp(stand: Stand) -> list[object]:
+    stand.settle(stand.probe(), SUCCESS)
+    ticket = stand.store.draw(CONFIG, 10)
+    drawn = [stand.ask(paced=True, ticket=ticket.ticket).permit is not None for _ in range(ticket.count)]
+    return [ticket.count, *drawn, stand.ask(paced=True).retry_after_ms, stand.ask().permit is not None]
+
+
+REFUSED = Admission(permit=None, state=OPEN, retry_after_ms=10_000)
+
+CASES: dict[str, tuple[Callable[[Stand], list[object]], list[object]]] = {
+    "the third failure trips": (_trip, [False, False, True, REFUSED]),
+    "a success starts the count again, a neutral outcome does not": (_success_between, [CLOSED] * 6),
+    "open until the recovery timeout, then one probe": (
+        _wait,
+        [1, True, Admission(permit=None, state=HALF_OPEN, retry_after_ms=2_000)],
+    ),
+    "a lapsed lease frees the slot and proves nothing": (
+        _lapse,
+        [1, True, Settlement(applied=False, state=HALF_OPEN), 1],
+    ),
+    "a successful probe closes": (_close, [CLOSED, True, 0]),
+    "reopening backs off up to the cap": (_reopen, [20_000, 40_000, 40_000]),
+    "a retry-after lengthens the wait, a late one does not": (_retry_after, [30_000, 30_000]),
+    "late reports change nothing": (
+        _late,
+        [
+            Settlement(applied=True, state=OPEN, retry_after_ms=10_000),
+            Settlement(applied=True, state=OPEN, retry_after_ms=10_000),
+            10_000,
+        ],
+    ),
+    "settling twice counts once": (_twice, [True, False, 1]),
+    "asking again gives the same permit": (_again, [True, 1]),
+    "a neutral probe gives its permit back": (_neutral_probe, [Settlement(applied=True, state=HALF_OPEN), True]),
+    "forced open until its time to live": (_forced_open, [replace(REFUSED, retry_after_ms=5_000), True, True]),
+    "forced open until it is lifted": (_forced_for_good, [REFUSED, True, True]),
+    "forced closed counts only": (_forced_closed, [CLOSED, CLOSED, True, OPEN]),
+    "reset voids permits": (_reset, [True, False, 0, CLOSED]),
+    "a clock that steps back does not lengthen the wait": (_clock_back, [10_000, True]),
+    "a report to an unknown circuit creates nothing": (_unknown, [Settlement(applied=False, state=CLOSED), ""]),
+    "the ramp paces tasks, not plain calls": (_ramp, [1, True, 500, True]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rules(case: str, stand: Stand) -> None:
+    """
+    The case's name is what the store does.
+    """
+    act, expected = CASES[case]
+    assert act(stand) == expected
+
+
+# What a store adds to the rules
+
+
+def test_permits_are_accounted_for(stand: Stand) -> None:
+    """
+    Admitted = succeeded + failed + ignored + expired + outstanding, exactly.
+    """
+    kept = [stand.permit() for _ in range(4)]
+    for permit, report in zip(kept[:3], (SUCCESS, FAILURE, IGNORED), strict=True):
+        stand.settle(permit, report)
+    stand.clock.advance(CONFIG.longest_lease_ms)
+    stand.permit()
+    reading = stand.read()
+    circuit = reading.circuit
+    assert (circuit.admitted, circuit.succeeded, circuit.failed, circuit.ignored) == (5, 1, 1, 1)
+    assert (circuit.expired, reading.calls, reading.probes) == (1, 1, 0)
+
+
+def test_a_reading_shows_probes_and_their_first_lease(stand: Stand) -> None:
+    """
+    Permits that are out are read as numbers, and the first probe's lease by its end.
+    """
+    stand.probe()
+    reading = stand.read()
+    assert (reading.probes, reading.first_lease_ms - reading.now_ms, reading.degraded) == (1, 2_000, False)
+
+
+def test_many_circuits_are_read_in_order(stand: Stand) -> None:
+    """
+    Readings come in the order they were asked for; a circuit nobody has used reads as closed.
+    """
+    names = ["b", "a", "unused"]
+    configs = [replace(CONFIG, name=name) for name in names]
+    stand.trip(configs[0])
+    stand.run(SUCCESS, configs[1])
+    states = [(reading.circuit.state, reading.circuit.succeeded) for reading in stand.store.read(configs)]
+    assert states == [(OPEN, 0), (CLOSED, 1), (CLOSED, 0)]
+    assert stand.store.read([]) == []
+
+
+HOSTILE = [
+    "a",
+    "A",
+    "a ",
+    "a:b",
+    "a{b}",
+    "{a}b",
+    "}{",
+    "a:circuit",
+    "a%3Ab",
+    "a*",
+    "a?[b]",
+    "\u00e4",
+    "a\u0308",
+    "a/b",
+    "../a",
+    "\N{SNOWMAN}",
+]
+
+
+def test_hostile_names_do_not_touch_each_other(stand: Stand) -> None:
+    """
+    Names with braces, colons, wildcards, and names that differ in one accent are different circuits.
+    """
+    configs = [replace(CONFIG, name=name, failure_threshold=1) for name in HOSTILE]
+    for config in configs[::2]:
+        stand.run(config=config)
+    assert [reading.circuit.state for reading in stand.store.read(configs)] == [OPEN, CLOSED] * (len(HOSTILE) // 2)
+
+
+def test_keys_are_injective_and_in_one_slot() -> None:
+    """
+    No two names share a key, and the keys of one circuit share their hash tag.
+    """
+    keys = [circuit_keys("omni", name) for name in HOSTILE]
+    assert len({key for three in keys for key in three}) == 3 * len(HOSTILE)
+    for three in keys:
+        tags = {key[key.index("{") + 1 : key.index("}")] for key in three}
+        assert len(tags) == 1
+        assert all(key.count("{") == key.count("}") == 1 for key in three)
+
+
+def test_only_one_of_many_threads_gets_the_probe(stand: Stand) -> None:
+    """
+    Twelve threads that ask at the same moment share one probe.
+    """
+    stand.clock.advance(stand.trip().retry_after_ms)
+    barrier, granted = threading.Barrier(12), list[Permit | None]()
+
+    def ask(number: int) -> None:
+        barrier.wait(timeout=10)
+        granted.append(stand.store.acquire(CONFIG, Request(permit_id=f"thread{number}")).permit)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert sum(permit is not None for permit in granted) == 1
+    assert len(granted) == 12
+
+
+# Redis only
+
+
+def _dump(client: redis.Redis, prefix: str) -> dict[bytes, object]:
+    return {key: client.dump(key) for key in client.scan_iter(match=f"{prefix}:*")}
+
+
+def test_reading_changes_nothing(shared: Stand, redis_client: redis.Redis, key_prefix: str) -> None:
+    """
+    However much time has passed, a reading leaves every key as it was.
+    """
+    shared.probe()
+    shared.clock.advance(10**9)
+    before = _dump(redis_client, key_prefix)
+    shared.read()
+    shared.read(replace(CONFIG, name="unused"))
+    assert _dump(redis_client, key_prefix) == before != {}
+
+
+def test_a_script_flush_goes_unnoticed(shared: Stand, redis_client: redis.Redis) -> None:
+    """
+    A server that has forgotten the scripts, after a restart or a flush, is given them again.
+    """
+    shared.run()
+    redis_client.script_flush()
+    shared.run()
+    redis_client.script_flush()
+    assert shared.read().circuit.failures == 2
+    redis_client.script_flush()
+    assert shared.store.draw(CONFIG, 0).count == 0
+
+
+def test_a_decision_and_a_reading_are_one_round_trip_each(shared: Stand, redis_client: redis.Redis) -> None:
+    """
+    Once the server knows the scripts, one command goes over the wire per decision and per circuit read.
+    """
+
+    def commands() -> int:
+        stats = redis_client.info("commandstats")
+        return sum(stats[name]["calls"] for name in stats if name.split("_")[1].startswith(("evalsha", "script")))
+
+    shared.run()
+    shared.read()
+    before = commands()
+    shared.run()
+    assert commands() - before == 2
+    shared.store.read([replace(CONFIG, name=name) for name in "abc"])
+    assert commands() - before == 2 + 3
+
+
+def test_time_is_the_servers(redis_client: redis.Redis, key_prefix: str) -> None:
+    """
+    Without a clock of a test the store reads the server's, not the process's.
+    """
+    store = RedisStore(redis_client, prefix=key_prefix)
+    seconds, microseconds = redis_client.time()
+    stand = Stand(store, Clock())
+    stand.run()
+    since_ms = stand.read().circuit.last_failure_ms - (seconds * 1000 + microseconds // 1000)
+    assert 0 <= since_ms < 5_000
+
+
+# No wedge: whatever one field says, a call runs again
+
+
+def _as_closed(stand: Stand) -> None:
+    stand.run(SUCCESS)
+    stand.run()
+
+
+def _as_open(stand: Stand) -> None:
+    stand.trip()
+
+
+def _as_reopened(stand: Stand) -> None:
+    stand.settle(stand.probe())
+
+
+def _as_half_open(stand: Stand) -> None:
+    stand.probe()
+
+
+def _as_ramping(stand: Stand) -> None:
+    stand.settle(stand.probe(), SUCCESS)
+    stand.run()
+    stand.store.draw(CONFIG, 10)
+
+
+def _as_forced_open(stand: Stand) -> None:
+    stand.trip()
+    stand.force(Override.FORCED_OPEN, ttl_ms=5_000)
+
+
+DAMAGED = [_as_closed, _as_open, _as_reopened, _as_half_open, _as_ramping, _as_forced_open]
+
+GARBAGE: list[bytes | None] = [
+    None,  # the field is deleted
+    b"",
+    b"garbage",
+    b"\xff\xfe",
+    b"nan",
+    b"-inf",
+    b"1e300",
+    b"-1e300",
+    b"0.5",
+    b"1",
+    b"-1",
+    b"-99999999999999",
+    b"9007199254740993",
+    b"99999999999999",
+]
+
+
+def _damages(stand: Stand, client: redis.Redis, key: str) -> Iterator[tuple[bytes, bytes | None]]:
+    """
+    Put the circuit back as it was, then damage one field; give the field and what it says now.
+    """
+    whole = {k: client.dump(k) for k in circuit_keys(key.split(":", maxsplit=1)[0], CONFIG.name)}
+    fields, began_ms = list(client.hgetall(key)), stand.clock.now_ms
+    for field, garbage in itertools.product(fields, GARBAGE):
+        # A far end of the operator's word is no garbage: it is what the operator may have said.
+        if (field, garbage) != (b"override_until_ms", b"99999999999999"):
+            for name, dump in whole.items():
+                client.delete(name)
+                if dump is not None:
+                    client.restore(name, 0, dump)
+            stand.clock.now_ms = began_ms
+            if garbage is None:
+                client.hdel(key, field)
+            else:
+                client.hset(key, field, garbage)
+            yield field, garbage
+
+
+@pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))
+def test_no_damaged_field_wedges_the_circuit(
+    prepare: Callable[[Stand], None], shared: Stand, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    With any field deleted or unreadable every verb answers, and a task's call runs within longest wait + lease.
+    """
+    prepare(shared)
+    for damage in _damages(shared, redis_client, circuit_keys(key_prefix, CONFIG.name)[0]):
+        shared.read()
+        shared.store.draw(CONFIG, 10)
+        deadline_ms = shared.clock.now_ms + LONGEST_MS
+        admission = shared.ask(paced=True)
+        while admission.permit is None:
+            assert 0 < admission.retry_after_ms <= CONFIG.longest_open_ms, damage
+            shared.clock.advance(admission.retry_after_ms)
+            assert shared.clock.now_ms <= deadline_ms, damage
+            admission = shared.ask(paced=True)
+        assert shared.settle(admission.permit).applied, damage
+
+
+@pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))
+def test_a_damaged_circuit_still_trips_and_closes(
+    prepare: Callable[[Stand], None], shared: Stand, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    With any field deleted or unreadable the circuit still opens on failures and still closes on a probe's success.
+    """
+    prepare(shared)
+    for damage in _damages(shared, redis_client, circuit_keys(key_prefix, CONFIG.name)[0]):
+        for report, wanted in ((FAILURE, OPEN), (SUCCESS, CLOSED)):
+            for _ in range(20):
+                admission = shared.ask()
+                if admission.permit is None:
+                    shared.clock.advance(admission.retry_after_ms)
+                elif shared.settle(admission.permit, report).state is wanted:
+                    break
+            assert shared.read().circuit.effective_state is wanted, (damage, report)
+
+
+@pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))
+@pytest.mark.parametrize("lost", [0, 1, 2], ids=["circuit", "calls", "probes"])
+def test_no_lost_key_wedges_the_circuit(
+    prepare: Callable[[Stand], None], lost: int, shared: Stand, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    With any of its three keys deleted the circuit lets a call run within longest wait + lease.
+    """
+    prepare(shared)
+    redis_client.delete(circuit_keys(key_prefix, CONFIG.name)[lost])
+    deadline_ms = shared.clock.now_ms + LONGEST_MS
+    admission = shared.ask()
+    while admission.permit is None:
+        shared.clock.advance(admission.retry_after_ms)
+        assert shared.clock.now_ms <= deadline_ms
+        admission = shared.ask()
+
+
+def test_a_refusal_is_worth_waiting_for(shared: Stand) -> None:
+    """
+    The wait of a refusal is what the pure rules say for the circuit that was stored.
+    """
+    shared.trip()
+    shared.clock.advance(3_210)
+    refused = shared.ask()
+    reading = shared.read()
+    assert refused.retry_after_ms == retry_after(reading.circuit, CONFIG, now_ms=reading.now_ms) == 6_790
