@@ -74,7 +74,7 @@ def run(plan: Plan, runs: Path, interruption: Interruption) -> int:
     except (UnreachableError, EmbeddedServerError) as error:
         click.echo(f"demo: {error}", err=True)
         return _NO_REDIS
-    except (ProcessEndedError, StageError) as error:
+    except (ProcessEndedError, StageError, OSError) as error:
         click.echo(f"demo: {error}", err=True)
         return _NOT_AS_IT_SHOULD_BE
 
@@ -130,11 +130,15 @@ def _perform(stage: Stage, plan: Plan, processes: Processes, view: View, interru
 def _send(app: Celery, plan: Plan) -> dict[str, str]:
     # Not at the top: this module's application reads the environment, which the stage settles first.
     from workers.prompts import read_prompts  # noqa: PLC0415
+    from workers.submit import UnreachableError as SendingError  # noqa: PLC0415
     from workers.submit import connected, send  # noqa: PLC0415
 
     prompts = read_prompts(_PROMPTS).prompts[: plan.articles]
-    with connected(app, app.conf.broker_url) as connection:
-        return {sent.result.id: sent.slug for sent in send(app, connection, prompts)}
+    try:
+        with connected(app, app.conf.broker_url) as connection:
+            return {sent.result.id: sent.slug for sent in send(app, connection, prompts)}
+    except SendingError as error:
+        raise StageError(f"the articles could not be sent: {error}") from None
 
 
 def _view() -> View:

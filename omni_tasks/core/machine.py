@@ -327,7 +327,8 @@ def _enter(circuit: Circuit, state: CircuitState, now_ms: int) -> Circuit:
         epoch=circuit.epoch + 1,
         changed_at_ms=now_ms,
         probe_successes=0,
-        drawn=0,
+        # The held tasks that were sent out to probe are still on their way when the first one half-opens the circuit.
+        drawn=circuit.drawn if state is CircuitState.HALF_OPEN else 0,
         ramp_rate_mps=0,
         ramp_tokens=0,
         opened=circuit.opened + (state is CircuitState.OPEN),

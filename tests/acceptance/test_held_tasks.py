@@ -124,3 +124,19 @@ def test_a_held_task_is_visible(stage: Callable[..., Stage]) -> None:
     assert (held.task_id, held.name, held.holds) == (result.id, "tests.support.app.plain", 1)
     [circuits] = play.app.control.inspect(timeout=5)._request("circuits").values()
     assert (circuits["dep"]["state"], circuits["dep"]["held"]) == ("open", 1)
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "gevent"])
+def test_every_pool_holds_and_returns(stage: Callable[..., Stage], pool: str) -> None:
+    """The gate, the recording and the mover work the same outside prefork: exact counts, nothing failed."""
+    play = stage(recovery_timeout=1.0, ramp_initial_rate=10.0)
+    play.worker(pool=pool)
+    _trip(play)
+    results = play.send("plain", 20)
+    eventually(lambda: play.breaker.get_metrics().circuit_open_count >= 2, within=20, what="probed in vain")
+    play.dependency.set(up=True)
+    assert [result.get(timeout=30)["retries"] for result in results] == [0] * 20
+    metrics = play.breaker.get_metrics()
+    # Three that tripped it, a failed probe per further opening, twenty that ran.
+    assert len(play.dependency.calls()) == 3 + (metrics.circuit_open_count - 1) + 20
+    assert (metrics.successful_requests, metrics.outstanding_requests) == (20, 0)

@@ -17,23 +17,12 @@ from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.store.base import Store
 from omni_tasks.store.memory import MemoryStore
 from omni_tasks.store.redis import RedisStore
+from tests.support.clock import Clock
 
 STEPS = 400
 
-
-class Clock:
-    """
-    A clock that both stores read.
-    """
-
-    def __init__(self) -> None:
-        self.now_ms = 1_700_000_000_000
-
-    def __call__(self) -> int:
-        """
-        Read Unix ms.
-        """
-        return self.now_ms
+#: Mostly small, around the waits and leases of the configurations below; a server's clock may also step back.
+CLOCK_STEPS_MS = [0, 0, 1, 7, 100, 299, 300, 301, 499, 500, 501, 2000, 59_999, 100_000, -50, -5000, -3_600_000]
 
 
 def _config(rng: random.Random) -> CircuitBreakerConfig:
@@ -59,7 +48,7 @@ def test_both_stores_walk_the_same_path(seed: int, redis_client: redis.Redis, ke
     stores: list[Store] = [MemoryStore(clock), RedisStore(redis_client, prefix=key_prefix, now_ms=clock)]
     permits: list[Permit] = []
     for step in range(STEPS):
-        clock.now_ms += rng.choice([0, 0, 1, 7, 100, 299, 300, 301, 499, 500, 501, 2000, -50, -5000, 59_999, 100_000])
+        clock.advance(rng.choice(CLOCK_STEPS_MS))
         ask = _question(rng, config, permits, step)
         answers = [ask(store) for store in stores]
         assert answers[0] == answers[1], step

@@ -4,87 +4,20 @@ The circuit's rules, case by case; time is what the test says it is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from omni_tasks.core import machine
-from omni_tasks.core.model import (
-    Admission,
-    Circuit,
-    CircuitState,
-    Override,
-    Permit,
-    Request,
-    Settlement,
-    Transition,
-)
+from omni_tasks.core.model import Admission, Circuit, CircuitState, Override, Permit, Settlement, Transition
 from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report
-from omni_tasks.core.policy import CircuitBreakerConfig
-from tests.support.clock import START_MS
+from tests.support.bench import FAILURE, Bench
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
-FAILURE = Report(Outcome.FAILURE)
 HOUR_MS = 3_600_000
-
-#: What decides about the next call; the rest of a circuit is for its readers.
-RULES = ("state", "epoch", "override", "opened_at_ms", "open_until_ms", "failures", "reopens", "probe_successes")
-
-
-class Bench:
-    """
-    One circuit: three failures trip it for 10 s, a probe has 2 s.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        defaults = {"name": "bench", "failure_threshold": 3, "recovery_timeout": 10.0, "probe_lease": 2.0}
-        self.config = CircuitBreakerConfig(**{**defaults, **options})
-        self.circuit = Circuit()
-        self.now_ms = START_MS
-        self._asked = 0
-
-    @property
-    def rules(self) -> tuple[object, ...]:
-        return tuple(getattr(self.circuit, name) for name in RULES)
-
-    def ask(self, permit_id: str = "", **request: Any) -> Admission:
-        self._asked += 1
-        asked = Request(permit_id=permit_id or f"p{self._asked}", **request)
-        self.circuit, admission = machine.acquire(self.circuit, self.config, asked, now_ms=self.now_ms)
-        return admission
-
-    def permit(self, **request: Any) -> Permit:
-        permit = self.ask(**request).permit
-        assert permit is not None
-        return permit
-
-    def settle(self, permit: Permit, report: Report = FAILURE) -> Settlement:
-        self.circuit, settlement = machine.settle(self.circuit, self.config, permit, report, now_ms=self.now_ms)
-        return settlement
-
-    def run(self, report: Report = FAILURE) -> Settlement:
-        return self.settle(self.permit(), report)
-
-    def trip(self, report: Report = FAILURE) -> Settlement:
-        for _ in range(self.config.failure_threshold - 1):
-            self.run()
-        return self.run(report)
-
-    def probe(self) -> Permit:
-        self.trip()
-        self.now_ms = self.circuit.open_until_ms
-        return self.permit()
-
-    def force(self, override: Override, ttl_ms: int = 0) -> Transition | None:
-        self.circuit, transition = machine.force(
-            self.circuit, override, ttl_ms=ttl_ms, op_id="operator", now_ms=self.now_ms
-        )
-        return transition
-
-    def reset(self) -> Transition | None:
-        self.circuit, transition = machine.reset(self.circuit, op_id="operator", now_ms=self.now_ms)
-        return transition
 
 
 # Closed: counting failures
@@ -560,3 +493,78 @@ def test_a_clock_that_steps_forward_only_shortens_the_wait() -> None:
     bench.trip()
     bench.now_ms += HOUR_MS
     assert bench.permit().probe
+
+
+# What holds for any history
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.booleans(), st.sampled_from([0, 700])),
+        st.tuples(st.just("settle"), st.integers(0, 30), st.sampled_from([FAILURE, FAILURE, SUCCESS, IGNORED])),
+        st.tuples(st.just("clock"), st.sampled_from([1, 400, 2_000, 10_000, 90_000, -1, -3_000, -HOUR_MS])),
+        st.tuples(st.just("draw"), st.sampled_from([0, 1, 50])),
+        st.tuples(st.just("force"), st.sampled_from(Override), st.sampled_from([0, 3_000])),
+    ),
+    max_size=80,
+)
+
+ARROWS = {(CLOSED, OPEN), (OPEN, HALF_OPEN), (HALF_OPEN, CLOSED), (HALF_OPEN, OPEN)}
+
+
+def _walk(bench: Bench, steps: list[tuple[Any, ...]]) -> Iterator[tuple[Circuit, Circuit, Admission | None]]:
+    """
+    Take the steps; give the circuit before and after each, and the answer where there was one.
+    """
+    permits: list[Permit] = []
+    for step in steps:
+        before, admission = bench.circuit, None
+        match step:
+            case "ask", paced, lease_ms:
+                admission = bench.ask(paced=paced, lease_ms=lease_ms)
+                permits += [admission.permit] if admission.permit else []
+            case "settle", index, report if permits:
+                bench.settle(permits[index % len(permits)], report)
+            case "clock", milliseconds:
+                bench.now_ms += milliseconds
+            case "draw", wanted:
+                bench.draw(wanted)
+            case "force", override, ttl_ms:
+                bench.force(override, ttl_ms)
+        yield before, bench.circuit, admission
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(steps=STEPS, limit=st.integers(1, 3), threshold=st.integers(1, 3))
+def test_every_history_keeps_the_rules(steps: list[tuple[Any, ...]], limit: int, threshold: int) -> None:
+    """
+    Any history: permits add up, probes stay within the limit, only legal arrows, epochs grow, refusals name a wait.
+    """
+    bench = Bench(half_open_max_calls=limit, success_threshold=2, failure_threshold=threshold, call_lease=60.0)
+    for before, circuit, admission in _walk(bench, steps):
+        accounted = circuit.succeeded + circuit.failed + circuit.ignored + circuit.expired
+        assert circuit.admitted == accounted + len(circuit.calls) + len(circuit.probes)
+        assert len(circuit.probes) <= limit
+        assert circuit.state is before.state or (before.state, circuit.state) in ARROWS
+        changes = (circuit.state is not before.state) + (circuit.override is not before.override)
+        assert circuit.epoch - before.epoch >= changes
+        if admission and admission.permit is None:
+            assert 0 < admission.retry_after_ms <= bench.config.longest_open_ms
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(steps=STEPS)
+def test_no_history_wedges(steps: list[tuple[Any, ...]]) -> None:
+    """
+    Whatever has happened, a call runs again within the longest wait and lease, unless the operator forbids it.
+    """
+    bench = Bench(call_lease=60.0, max_recovery_timeout=30.0)
+    for _ in _walk(bench, steps):
+        pass
+    if bench.circuit.override is Override.FORCED_OPEN:
+        bench.force(Override.AUTO)
+    deadline_ms = bench.now_ms + bench.config.longest_open_ms + bench.config.longest_lease_ms
+    admission = bench.ask(paced=True)
+    while admission.permit is None:
+        bench.now_ms += admission.retry_after_ms
+        assert bench.now_ms <= deadline_ms
+        admission = bench.ask(paced=True)

@@ -92,7 +92,7 @@ local function enter(state)
   add('epoch', 1)
   set('changed_at_ms', now)
   set('probe_successes', 0)
-  set('drawn', 0)
+  if state ~= 'half_open' then set('drawn', 0) end
   set('ramp_rate_mps', 0)
   set('ramp_tokens', 0)
   if state == 'open' then add('opened', 1) end

@@ -1,0 +1,76 @@
+"""
+How an exception is read as evidence about the dependency.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from omni_tasks.core.outcome import Outcome, Report, report_of
+from omni_tasks.errors import CircuitOpenError
+
+
+def _error(**attributes: Any) -> Exception:
+    error = ValueError("something")
+    for name, value in attributes.items():
+        setattr(error, name, value)
+    return error
+
+
+def test_any_exception_is_a_failure() -> None:
+    """
+    An exception that says nothing about itself counts against the dependency.
+    """
+    assert report_of(_error()) == Report(Outcome.FAILURE)
+
+
+@pytest.mark.parametrize("claimed", list(Outcome))
+def test_an_exception_may_answer_for_itself(claimed: Outcome) -> None:
+    """
+    ``circuit_outcome`` is taken as it is, as a plain string too.
+    """
+    assert report_of(_error(circuit_outcome=claimed.value)).outcome is claimed
+
+
+@pytest.mark.parametrize("claimed", ["fine", "", None, 1, [], "FAILURE"])
+def test_an_unknown_claim_is_a_failure(claimed: object) -> None:
+    """
+    What is none of the three outcomes does not talk the circuit out of a failure.
+    """
+    assert report_of(_error(circuit_outcome=claimed)).outcome is Outcome.FAILURE
+
+
+@pytest.mark.parametrize(
+    ("seconds", "milliseconds"),
+    [(30, 30_000), (0.0015, 2), (1e30, 2**40), (None, 0), (0, 0), (-5, 0), (True, 0), ("30", 0)],
+)
+def test_retry_after_is_read_from_a_failure(seconds: object, milliseconds: int) -> None:
+    """
+    Seconds become milliseconds; anything but a positive number means that nothing was said.
+    """
+    assert report_of(_error(retry_after=seconds)).retry_after_ms == milliseconds
+
+
+@pytest.mark.parametrize("seconds", [math.inf, -math.inf, math.nan])
+def test_an_endless_retry_after_says_nothing(seconds: float) -> None:
+    """
+    Infinity and NaN do not hold a circuit open.
+    """
+    assert report_of(_error(retry_after=seconds)).retry_after_ms == 0
+
+
+def test_only_a_failure_carries_a_wait() -> None:
+    """
+    The ``retry_after`` of an ignored exception is not the dependency's.
+    """
+    assert report_of(_error(circuit_outcome="ignored", retry_after=30)) == Report(Outcome.IGNORED)
+
+
+def test_a_refusal_by_another_circuit_is_neutral() -> None:
+    """
+    A call that was refused elsewhere never reached its dependency.
+    """
+    assert report_of(CircuitOpenError("other", "open", 30.0)) == Report(Outcome.IGNORED)

@@ -1,0 +1,134 @@
+"""
+What a circuit may be configured to do, and what is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.errors import ConfigurationError
+
+#: option -> the least and the most it may be.
+RANGES: dict[str, tuple[float, float]] = {
+    "failure_threshold": (1, 1_000_000),
+    "half_open_max_calls": (1, 1_000),
+    "success_threshold": (1, 1_000_000),
+    "recovery_timeout": (0.001, 2_592_000.0),
+    "monitor_interval": (0.001, 2_592_000.0),
+    "probe_lease": (0.001, 2_592_000.0),
+    "call_lease": (0.001, 2_592_000.0),
+    "max_recovery_timeout": (0.001, 2_592_000.0),
+    "backoff_factor": (1.0, 10.0),
+    "ramp_initial_rate": (1.0, 10_000.0),
+}
+
+
+def _config(**options: Any) -> CircuitBreakerConfig:
+    return CircuitBreakerConfig(**{"name": "policy", **options})
+
+
+def test_defaults() -> None:
+    """
+    A name is enough; the rest has the documented defaults.
+    """
+    assert dataclasses.asdict(_config()) == {
+        "name": "policy",
+        "failure_threshold": 5,
+        "recovery_timeout": 60.0,
+        "monitor_interval": 10.0,
+        "half_open_max_calls": 1,
+        "success_threshold": 1,
+        "probe_lease": 30.0,
+        "call_lease": 3600.0,
+        "backoff_factor": 1.0,
+        "max_recovery_timeout": 3600.0,
+        "ramp_initial_rate": 2.0,
+    }
+
+
+def test_every_option_is_in_these_tests() -> None:
+    """
+    A new option cannot be added without its range being tested here.
+    """
+    assert {"name", *RANGES} == set(CircuitBreakerConfig.option_names())
+
+
+@pytest.mark.parametrize("option", RANGES)
+def test_both_ends_of_a_range_are_allowed(option: str) -> None:
+    """
+    The least and the most of each range can be configured.
+    """
+    for value in RANGES[option]:
+        assert getattr(_config(**{option: value}), option) == value
+
+
+@pytest.mark.parametrize("option", RANGES)
+def test_what_is_out_of_range_is_refused(option: str) -> None:
+    """
+    Beyond either end, and with a value of another type, the message names option, value and range.
+    """
+    least, most = RANGES[option]
+    for value in (least - 1, most + 1, -least, math.inf, math.nan, str(least), True, None, [least]):
+        with pytest.raises(ConfigurationError) as caught:
+            _config(**{option: value})
+        assert caught.value.option == option
+        message = str(caught.value)
+        assert message.startswith(f"{option} must be a ")
+        assert f"from {least:g} to {most:g}" in message or f"from {least} to {most}" in message
+        assert message.endswith(f", got {value!r}")
+
+
+@pytest.mark.parametrize("option", ["failure_threshold", "half_open_max_calls", "success_threshold"])
+def test_a_count_is_whole(option: str) -> None:
+    """
+    Half a failure is no threshold.
+    """
+    with pytest.raises(ConfigurationError, match="a whole number"):
+        _config(**{option: 1.5})
+
+
+@pytest.mark.parametrize("name", ["a", "n" * 128, "{with} strange: characters"])
+def test_names_that_are_allowed(name: str) -> None:
+    """
+    Any printable name of up to 128 characters will do.
+    """
+    assert _config(name=name).name == name
+
+
+@pytest.mark.parametrize("name", ["", "n" * 129, "two\nlines", "\x00", None, 7])
+def test_names_that_are_refused(name: object) -> None:
+    """
+    An empty, endless or unprintable name is refused.
+    """
+    with pytest.raises(ConfigurationError, match="^name must be 1-128 printable characters"):
+        _config(name=name)
+
+
+def test_times_cross_the_wire_as_milliseconds() -> None:
+    """
+    Seconds become whole milliseconds, factors and rates whole thousandths.
+    """
+    config = _config(recovery_timeout=0.0015, probe_lease=2.5, backoff_factor=1.25, ramp_initial_rate=2.5)
+    assert (config.recovery_ms, config.probe_lease_ms) == (2, 2_500)
+    assert (config.backoff_permille, config.ramp_initial_mps) == (1_250, 2_500)
+
+
+def test_a_cap_below_the_value_it_caps_is_raised() -> None:
+    """
+    The longest wait is never shorter than the recovery timeout, the longest lease never shorter than a probe's.
+    """
+    config = _config(recovery_timeout=7200.0, probe_lease=90.0, call_lease=60.0)
+    assert (config.longest_open_ms, config.longest_lease_ms) == (7_200_000, 90_000)
+
+
+def test_a_configuration_is_frozen() -> None:
+    """
+    What a circuit was made with cannot be changed behind its back.
+    """
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        _config().failure_threshold = 1  # type: ignore[misc] # what is shown is that it raises
