@@ -4,6 +4,7 @@ Names to breakers: one manager a process, one store behind all its breakers.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -138,25 +139,37 @@ class CircuitBreakerManager:
             breaker.reset()
 
 
-_current: CircuitBreakerManager | None = None
-_current_lock = threading.Lock()
+_provider: Callable[[], CircuitBreakerManager] | None = None
+_provider_lock = threading.Lock()
 
 
 def get_circuit_breaker_manager() -> CircuitBreakerManager:
     """
-    The manager of this process: the one ``init_app`` made, else one made from the environment.
+    The manager of this process.
+
+    It is that of the application ``init_app`` was called for last, else one made from the environment.
+
+    Raises:
+        ConfigurationError: It is made now, and a setting is wrong.
     """
-    global _current  # noqa: PLW0603 - see above
-    with _current_lock:
-        if _current is None:
-            _current = CircuitBreakerManager()
-        return _current
+    global _provider  # noqa: PLW0603 - one manager a process is the meaning of these two functions
+    with _provider_lock:
+        if _provider is None:
+            _provider = functools.partial(_same, CircuitBreakerManager())
+        provider = _provider
+    return provider()
 
 
-def use_manager(manager: CircuitBreakerManager | None) -> None:
+def _same(manager: CircuitBreakerManager) -> CircuitBreakerManager:
+    return manager
+
+
+def use_manager(provider: Callable[[], CircuitBreakerManager] | None) -> None:
     """
-    Make *manager* this process's; ``None`` makes the next question build a new one.
+    Make this process's manager what *provider* returns; ``None`` makes the next question build a new one.
+
+    A function, because an application's settings are complete only when they are first needed.
     """
-    global _current  # noqa: PLW0603 - see above
-    with _current_lock:
-        _current = manager
+    global _provider  # noqa: PLW0603 - one manager a process is the meaning of these two functions
+    with _provider_lock:
+        _provider = provider

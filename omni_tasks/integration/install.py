@@ -68,11 +68,9 @@ class Integration:
     @cached_property
     def manager(self) -> CircuitBreakerManager:
         """
-        The application's breakers; also what :func:`get_circuit_breaker_manager` returns from now on.
+        The application's breakers.
         """
-        manager = CircuitBreakerManager(self.settings)
-        use_manager(manager)
-        return manager
+        return CircuitBreakerManager(self.settings)
 
     @cached_property
     def lot(self) -> Lot:
@@ -168,6 +166,7 @@ def _install(app: Celery) -> None:
     from omni_tasks.integration import control, mover  # noqa: F401, PLC0415 - control registers itself
     from omni_tasks.observe import monitor  # noqa: PLC0415
 
+    use_manager(lambda: integration_of(app).manager)
     app.steps["consumer"].add(mover.MoverStep)
 
     @app.task(name=MONITOR_TASK, ignore_result=True, shared=False)

@@ -4,11 +4,9 @@ What every store of circuits promises, on memory and on a real server alike; tim
 
 from __future__ import annotations
 
-import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import redis
@@ -16,71 +14,15 @@ import redis
 from omni_tasks.core.machine import retry_after
 from omni_tasks.core.model import Admission, CircuitState, Override, Permit, Request, Settlement
 from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report
-from omni_tasks.core.policy import CircuitBreakerConfig
-from omni_tasks.store.base import Reading, Store
+from omni_tasks.store.base import Store
 from omni_tasks.store.memory import MemoryStore
 from omni_tasks.store.redis import RedisStore
 from omni_tasks.store.schema import circuit_keys
+from tests.support.bench import FAILURE
 from tests.support.clock import START_MS, Clock
+from tests.support.stand import CONFIG, Stand
 
 CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.HALF_OPEN
-FAILURE = Report(Outcome.FAILURE)
-
-CONFIG = CircuitBreakerConfig(
-    name="contract",
-    failure_threshold=3,
-    recovery_timeout=10.0,
-    max_recovery_timeout=40.0,
-    backoff_factor=2.0,
-    probe_lease=2.0,
-    call_lease=60.0,
-)
-
-#: The longest a circuit may ever refuse without hearing anything new, in ms.
-LONGEST_MS = CONFIG.longest_open_ms + CONFIG.longest_lease_ms
-
-
-class Stand:
-    """
-    One store, its clock, and circuits asked by hand.
-    """
-
-    def __init__(self, store: Store, clock: Clock) -> None:
-        self.store = store
-        self.clock = clock
-        self._asked = 0
-
-    def ask(self, config: CircuitBreakerConfig = CONFIG, **request: Any) -> Admission:
-        self._asked += 1
-        return self.store.acquire(config, Request(**{"permit_id": f"p{self._asked}", **request}))
-
-    def permit(self, config: CircuitBreakerConfig = CONFIG, **request: Any) -> Permit:
-        permit = self.ask(config, **request).permit
-        assert permit is not None
-        return permit
-
-    def settle(self, permit: Permit, report: Report = FAILURE, config: CircuitBreakerConfig = CONFIG) -> Settlement:
-        return self.store.settle(config, permit, report)
-
-    def run(self, report: Report = FAILURE, config: CircuitBreakerConfig = CONFIG) -> Settlement:
-        return self.settle(self.permit(config), report, config)
-
-    def trip(self, config: CircuitBreakerConfig = CONFIG) -> Settlement:
-        for _ in range(config.failure_threshold - 1):
-            self.run(config=config)
-        return self.run(config=config)
-
-    def probe(self) -> Permit:
-        self.clock.advance(self.trip().retry_after_ms)
-        permit = self.permit()
-        assert permit.probe
-        return permit
-
-    def force(self, override: Override, ttl_ms: int = 0) -> object:
-        return self.store.force(CONFIG, override, ttl_ms=ttl_ms, op_id="operator")
-
-    def read(self, config: CircuitBreakerConfig = CONFIG) -> Reading:
-        return self.store.read([config])[0]
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -433,136 +375,6 @@ def test_time_is_the_servers(redis_client: redis.Redis, key_prefix: str) -> None
     stand.run()
     since_ms = stand.read().circuit.last_failure_ms - (seconds * 1000 + microseconds // 1000)
     assert 0 <= since_ms < 5_000
-
-
-# No wedge: whatever one field says, a call runs again
-
-
-def _as_closed(stand: Stand) -> None:
-    stand.run(SUCCESS)
-    stand.run()
-
-
-def _as_open(stand: Stand) -> None:
-    stand.trip()
-
-
-def _as_reopened(stand: Stand) -> None:
-    stand.settle(stand.probe())
-
-
-def _as_half_open(stand: Stand) -> None:
-    stand.probe()
-
-
-def _as_ramping(stand: Stand) -> None:
-    stand.settle(stand.probe(), SUCCESS)
-    stand.run()
-    stand.store.draw(CONFIG, 10)
-
-
-def _as_forced_open(stand: Stand) -> None:
-    stand.trip()
-    stand.force(Override.FORCED_OPEN, ttl_ms=5_000)
-
-
-DAMAGED = [_as_closed, _as_open, _as_reopened, _as_half_open, _as_ramping, _as_forced_open]
-
-GARBAGE: list[bytes | None] = [
-    None,  # the field is deleted
-    b"",
-    b"garbage",
-    b"\xff\xfe",
-    b"nan",
-    b"-inf",
-    b"1e300",
-    b"-1e300",
-    b"0.5",
-    b"1",
-    b"-1",
-    b"-99999999999999",
-    b"9007199254740993",
-    b"99999999999999",
-]
-
-
-def _damages(stand: Stand, client: redis.Redis, key: str) -> Iterator[tuple[bytes, bytes | None]]:
-    """
-    Put the circuit back as it was, then damage one field; give the field and what it says now.
-    """
-    whole = {k: client.dump(k) for k in circuit_keys(key.split(":", maxsplit=1)[0], CONFIG.name)}
-    fields, began_ms = list(client.hgetall(key)), stand.clock.now_ms
-    for field, garbage in itertools.product(fields, GARBAGE):
-        # A far end of the operator's word is no garbage: it is what the operator may have said.
-        if (field, garbage) != (b"override_until_ms", b"99999999999999"):
-            for name, dump in whole.items():
-                client.delete(name)
-                if dump is not None:
-                    client.restore(name, 0, dump)
-            stand.clock.now_ms = began_ms
-            if garbage is None:
-                client.hdel(key, field)
-            else:
-                client.hset(key, field, garbage)
-            yield field, garbage
-
-
-@pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))
-def test_no_damaged_field_wedges_the_circuit(
-    prepare: Callable[[Stand], None], shared: Stand, redis_client: redis.Redis, key_prefix: str
-) -> None:
-    """
-    With any field deleted or unreadable every verb answers, and a task's call runs within longest wait + lease.
-    """
-    prepare(shared)
-    for damage in _damages(shared, redis_client, circuit_keys(key_prefix, CONFIG.name)[0]):
-        shared.read()
-        shared.store.draw(CONFIG, 10)
-        deadline_ms = shared.clock.now_ms + LONGEST_MS
-        admission = shared.ask(paced=True)
-        while admission.permit is None:
-            assert 0 < admission.retry_after_ms <= CONFIG.longest_open_ms, damage
-            shared.clock.advance(admission.retry_after_ms)
-            assert shared.clock.now_ms <= deadline_ms, damage
-            admission = shared.ask(paced=True)
-        assert shared.settle(admission.permit).applied, damage
-
-
-@pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))
-def test_a_damaged_circuit_still_trips_and_closes(
-    prepare: Callable[[Stand], None], shared: Stand, redis_client: redis.Redis, key_prefix: str
-) -> None:
-    """
-    With any field deleted or unreadable the circuit still opens on failures and still closes on a probe's success.
-    """
-    prepare(shared)
-    for damage in _damages(shared, redis_client, circuit_keys(key_prefix, CONFIG.name)[0]):
-        for report, wanted in ((FAILURE, OPEN), (SUCCESS, CLOSED)):
-            for _ in range(20):
-                admission = shared.ask()
-                if admission.permit is None:
-                    shared.clock.advance(admission.retry_after_ms)
-                elif shared.settle(admission.permit, report).state is wanted:
-                    break
-            assert shared.read().circuit.effective_state is wanted, (damage, report)
-
-
-@pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))
-@pytest.mark.parametrize("lost", [0, 1, 2], ids=["circuit", "calls", "probes"])
-def test_no_lost_key_wedges_the_circuit(
-    prepare: Callable[[Stand], None], lost: int, shared: Stand, redis_client: redis.Redis, key_prefix: str
-) -> None:
-    """
-    With any of its three keys deleted the circuit lets a call run within longest wait + lease.
-    """
-    prepare(shared)
-    redis_client.delete(circuit_keys(key_prefix, CONFIG.name)[lost])
-    deadline_ms = shared.clock.now_ms + LONGEST_MS
-    admission = shared.ask()
-    while admission.permit is None:
-        shared.clock.advance(admission.retry_after_ms)
-        assert shared.clock.now_ms <= deadline_ms
-        admission = shared.ask()
 
 
 def test_a_refusal_is_worth_waiting_for(shared: Stand) -> None:

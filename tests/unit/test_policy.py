@@ -105,7 +105,7 @@ def test_names_that_are_refused(name: object) -> None:
     """
     An empty, endless or unprintable name is refused.
     """
-    with pytest.raises(ConfigurationError, match="^name must be 1-128 printable characters"):
+    with pytest.raises(ConfigurationError, match=r"^name must be 1-128 printable characters"):
         _config(name=name)
 
 

@@ -1,0 +1,163 @@
+"""
+No lost key and no unreadable field wedges a circuit; time is what the test says it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+import pytest
+import redis
+
+from omni_tasks.core.model import Circuit, CircuitState, Override
+from omni_tasks.core.outcome import SUCCESS
+from omni_tasks.store.redis import RedisStore
+from omni_tasks.store.schema import circuit_keys
+from tests.support.bench import FAILURE
+from tests.support.clock import Clock
+from tests.support.stand import CONFIG, Stand
+
+OPEN, CLOSED = CircuitState.OPEN, CircuitState.CLOSED
+
+#: The longest a circuit may ever refuse without hearing anything new, in ms.
+LONGEST_MS = CONFIG.longest_open_ms + CONFIG.longest_lease_ms
+
+
+@pytest.fixture
+def shared(redis_client: redis.Redis, key_prefix: str) -> Stand:
+    """
+    The Redis store.
+    """
+    clock = Clock()
+    return Stand(RedisStore(redis_client, prefix=key_prefix, now_ms=clock), clock)
+
+
+def _as_closed(stand: Stand) -> None:
+    stand.run(SUCCESS)
+    stand.run()
+
+
+def _as_open(stand: Stand) -> None:
+    stand.trip()
+
+
+def _as_reopened(stand: Stand) -> None:
+    stand.settle(stand.probe())
+
+
+def _as_half_open(stand: Stand) -> None:
+    stand.probe()
+
+
+def _as_ramping(stand: Stand) -> None:
+    stand.settle(stand.probe(), SUCCESS)
+    stand.run()
+    stand.store.draw(CONFIG, 10)
+
+
+def _as_forced_open(stand: Stand) -> None:
+    stand.trip()
+    stand.force(Override.FORCED_OPEN, ttl_ms=5_000)
+
+
+DAMAGED = [_as_closed, _as_open, _as_reopened, _as_half_open, _as_ramping, _as_forced_open]
+
+FIELDS = [field.name for field in fields(Circuit) if field.name not in {"calls", "probes"}]
+
+GARBAGE: list[bytes | None] = [
+    None,  # the field is deleted
+    b"",
+    b"garbage",
+    b"\xff\xfe",
+    b"nan",
+    b"-inf",
+    b"1e300",
+    b"-1e300",
+    b"0.5",
+    b"1",
+    b"-1",
+    b"-99999999999999",
+    b"9007199254740993",
+    b"99999999999999",
+]
+
+
+def _damages(stand: Stand, client: redis.Redis, key: str) -> Iterator[tuple[str, bytes | None]]:
+    """
+    Put the circuit back as it was, then damage one field; give the field and what it says now.
+    """
+    whole = {k: client.dump(k) for k in circuit_keys(key.split(":", maxsplit=1)[0], CONFIG.name)}
+    began_ms = stand.clock.now_ms
+    for field, garbage in itertools.product(FIELDS, GARBAGE):
+        # A far end of the operator's word is no garbage: it is what the operator may have said.
+        if (field, garbage) != ("override_until_ms", b"99999999999999"):
+            for name, dump in whole.items():
+                client.delete(name)
+                if dump is not None:
+                    client.restore(name, 0, dump)
+            stand.clock.now_ms = began_ms
+            if garbage is None:
+                client.hdel(key, field)
+            else:
+                client.hset(key, field, garbage)
+            yield field, garbage
+
+
+@pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))
+def test_no_damaged_field_wedges_the_circuit(
+    prepare: Callable[[Stand], None], shared: Stand, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    With any field deleted or unreadable every verb answers, and a task's call runs within longest wait + lease.
+    """
+    prepare(shared)
+    for damage in _damages(shared, redis_client, circuit_keys(key_prefix, CONFIG.name)[0]):
+        shared.read()
+        shared.store.draw(CONFIG, 10)
+        deadline_ms = shared.clock.now_ms + LONGEST_MS
+        admission = shared.ask(paced=True)
+        while admission.permit is None:
+            assert 0 < admission.retry_after_ms <= CONFIG.longest_open_ms, damage
+            shared.clock.advance(admission.retry_after_ms)
+            assert shared.clock.now_ms <= deadline_ms, damage
+            admission = shared.ask(paced=True)
+        assert shared.settle(admission.permit).applied, damage
+
+
+@pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))
+def test_a_damaged_circuit_still_trips_and_closes(
+    prepare: Callable[[Stand], None], shared: Stand, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    With any field deleted or unreadable the circuit still opens on failures and still closes on a probe's success.
+    """
+    prepare(shared)
+    for damage in _damages(shared, redis_client, circuit_keys(key_prefix, CONFIG.name)[0]):
+        for report, wanted in ((FAILURE, OPEN), (SUCCESS, CLOSED)):
+            for _ in range(20):
+                admission = shared.ask()
+                if admission.permit is None:
+                    shared.clock.advance(admission.retry_after_ms)
+                elif shared.settle(admission.permit, report).state is wanted:
+                    break
+            assert shared.read().circuit.effective_state is wanted, (damage, report)
+
+
+@pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))
+@pytest.mark.parametrize("lost", [0, 1, 2], ids=["circuit", "calls", "probes"])
+def test_no_lost_key_wedges_the_circuit(
+    prepare: Callable[[Stand], None], lost: int, shared: Stand, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    With any of its three keys deleted the circuit lets a call run within longest wait + lease.
+    """
+    prepare(shared)
+    redis_client.delete(circuit_keys(key_prefix, CONFIG.name)[lost])
+    deadline_ms = shared.clock.now_ms + LONGEST_MS
+    admission = shared.ask()
+    while admission.permit is None:
+        shared.clock.advance(admission.retry_after_ms)
+        assert shared.clock.now_ms <= deadline_ms
+        admission = shared.ask()
