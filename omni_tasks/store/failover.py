@@ -60,6 +60,7 @@ class FailoverStore:
         self._lock = threading.Lock()
         self._away_until_monotonic = 0.0
         self._degraded = False
+        self._undecided = False
 
     @property
     def degraded(self) -> bool:
@@ -115,14 +116,14 @@ class FailoverStore:
 
     def read(self, configs: Sequence[CircuitBreakerConfig]) -> list[Reading]:
         """
-        Read many circuits; local readings are marked as degraded.
+        Read many circuits; readings are marked as degraded while decisions are local.
         """
-        readings = self._try(lambda: self._shared.read(configs))
-        if readings is not None:
+        readings = self._try(lambda: self._shared.read(configs), decides=False)
+        if readings is not None and not self._degraded:
             return readings
-        return [replace(reading, degraded=True) for reading in self._local.read(configs)]
+        return [replace(reading, degraded=True) for reading in readings or self._local.read(configs)]
 
-    def _try(self, ask: Callable[[], T]) -> T | None:
+    def _try(self, ask: Callable[[], T], *, decides: bool = True) -> T | None:
         with self._lock:
             if time.monotonic() < self._away_until_monotonic:
                 return None
@@ -132,17 +133,20 @@ class FailoverStore:
         try:
             answer = ask()
         except StoreError as error:
-            self._note(away=True, why=str(error))
+            self._note(away=True, decides=decides, why=str(error))
             return None
-        self._note(away=False, why="")
+        self._note(away=False, decides=decides, why="")
         return answer
 
-    def _note(self, *, away: bool, why: str) -> None:
+    def _note(self, *, away: bool, decides: bool, why: str) -> None:
         with self._lock:
-            changed = away is not self._degraded
-            self._degraded = away
+            # A read-only server answers readings: that does not bring the decisions back.
+            self._undecided = away if decides else self._undecided
+            degraded = away or self._undecided
+            changed = degraded is not self._degraded
+            self._degraded = degraded
             self._away_until_monotonic = time.monotonic() + self._pause if away else 0.0
             self.errors += away
         # Outside the lock: the listener may log, and logging may block.
         if changed and self._on_change:
-            self._on_change(away, why)
+            self._on_change(degraded, why)

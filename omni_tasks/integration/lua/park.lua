@@ -17,6 +17,7 @@
 
   Returns  1 when it was parked now, 0 when this copy had been parked before
   Writes   all four keys
+  Clock    this server's TIME
   Cost     O(log N + forgotten), N = messages held under this circuit
   Mirrors  omni_tasks/integration/lot.py: Lot.park()
 ]]

@@ -11,6 +11,7 @@
   Returns  nothing; the verb behind it does
   Writes   what tidy() takes back; the fields set() has noted, when save() is called
   Cost     O(log P + lapsed), P = permits outstanding; the hash has a fixed number of fields
+  Clock    this server's TIME, unless a test gives its own
   Mirrors  omni_tasks/core/machine.py and omni_tasks/core/ramp.py, by function name
 ]]
 local CALL, BUCKET_MS, CUT_PAUSE_MS = 1000000, 200, 500
