@@ -62,6 +62,8 @@ class CircuitBreakerMetrics:
 
         time_in_current_state: Seconds since the last change of state.  >= 0.
 
+        time_since_trip: Seconds since the circuit left closed by itself, through all its probes; 0.0 while closed.
+
         retry_after: Seconds until the circuit lets a call through; 0.0 when it does so now.
 
         degraded: Whether the shared store is away and these are this process's own numbers.
@@ -83,6 +85,7 @@ class CircuitBreakerMetrics:
     last_success_time: datetime | None
     last_state_change: datetime | None
     time_in_current_state: float
+    time_since_trip: float
     retry_after: float
     degraded: bool
 
@@ -111,6 +114,7 @@ class CircuitBreakerMetrics:
             last_success_time=_moment(circuit.last_success_ms),
             last_state_change=_moment(circuit.changed_at_ms),
             time_in_current_state=max(reading.now_ms - changed_ms, 0) / 1000,
+            time_since_trip=max(reading.now_ms - circuit.tripped_at_ms, 0) / 1000 if circuit.tripped_at_ms else 0.0,
             retry_after=_retry_after_ms(reading) / 1000,
             degraded=reading.degraded,
         )

@@ -210,7 +210,13 @@ def _number(least: float, most: float, unit: str) -> Callable[[str, Any], float]
 
 def _url(option: str, value: Any) -> str:
     text = str(value)
-    if urlsplit(text).scheme not in {"redis", "rediss", "unix"}:
+    try:
+        # Read for its errors: a port that is no number, an address without its closing bracket.
+        _ = urlsplit(text).port
+        scheme, separator, _ = text.partition("://")
+    except ValueError:
+        scheme = separator = ""
+    if not separator or scheme not in {"redis", "rediss", "unix"}:
         raise ConfigurationError(option, redacted(text), "a redis://, rediss:// or unix:// URL")
     return text
 
@@ -275,11 +281,14 @@ def _config(origin: str, entry: Mapping[str, Any]) -> CircuitBreakerConfig:
 
 def redacted(url: str) -> str:
     """
-    The URL as it may be shown: without its password.
+    The URL as it may be shown: without user, password and query.
+
+    Not parsed: a URL that is misspelt holds its password in the wrong place.
     """
-    try:
-        parts = urlsplit(url)
-        password = parts.password
-    except ValueError:
-        return "(unreadable URL)"
-    return url.replace(f":{password}@", ":***@", 1) if password else url
+    scheme, separator, rest = url.partition("://") if "://" in url else ("", "", url)
+    place, mark, query = rest.partition("?")
+    if "@" in query:
+        # Either may be part of the password: where that ends cannot be told.
+        return f"{scheme}{separator}***"
+    _, at, place = place.rpartition("@")
+    return scheme + separator + at.replace("@", "***@") + place + mark.replace("?", "?***")

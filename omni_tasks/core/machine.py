@@ -169,7 +169,7 @@ def _on_success(
     circuit = replace(circuit, probe_successes=circuit.probe_successes + 1)
     if circuit.probe_successes < config.success_threshold:
         return circuit
-    circuit = _enter(replace(circuit, failures=0, reopens=0), CircuitState.CLOSED, now_ms)
+    circuit = _enter(replace(circuit, failures=0, reopens=0, tripped_at_ms=0), CircuitState.CLOSED, now_ms)
     return start_ramp(circuit, rate_mps=config.ramp_initial_mps, now_ms=now_ms)
 
 
@@ -178,7 +178,7 @@ def _on_failure(circuit: Circuit, config: CircuitBreakerConfig, permit: Permit, 
         circuit = replace(circuit, failures=circuit.failures + 1)
         if circuit.failures < config.failure_threshold:
             return cut_ramp(circuit, least_mps=config.ramp_initial_mps, now_ms=now_ms)
-        return _open(circuit, config, report, now_ms)
+        return _open(replace(circuit, tripped_at_ms=now_ms), config, report, now_ms)
     if not permit.probe:
         return circuit
     circuit = replace(circuit, failures=circuit.failures + 1, reopens=circuit.reopens + 1)

@@ -65,6 +65,8 @@ class Circuit:
         override_until_ms: When the operator's word ends, ``FOREVER_MS`` for one without an end.  A word
             whose end got lost has ended: it must not hold the circuit for good.
 
+        tripped_at_ms: When the circuit last left closed by itself; 0 while it is closed.
+
         failures: Consecutive counted failures; back to 0 with a success while closed, and on closing.
 
         reopens: Reopenings since the circuit was last closed; the back-off's exponent.
@@ -88,6 +90,7 @@ class Circuit:
     opened_at_ms: int = 0
     open_until_ms: int = 0
     changed_at_ms: int = 0
+    tripped_at_ms: int = 0
     failures: int = 0
     reopens: int = 0
     probe_successes: int = 0

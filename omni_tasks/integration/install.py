@@ -60,9 +60,6 @@ class Integration:
         if settings.redis_url is None:
             # Workers that cannot share a circuit would each need to be hurt before they stop.
             settings = replace(settings, redis_url=broker_url(self.app))
-        if settings.redis_url is None and settings.enable_resilience:
-            shown = redacted(str(self.app.connection_for_write().as_uri()))
-            raise ConfigurationError("omni_redis_url", None, f"set, because the broker {shown} is not Redis")
         return settings
 
     @cached_property
@@ -113,12 +110,13 @@ class Integration:
         settings, manager = self.settings, self.manager
         if not settings.enable_resilience:
             return
+        # Refuses a broker that cannot hold tasks.
+        _ = self.lot
         for task in self.app.tasks.values():
             circuit = getattr(task, "circuit", None)
             if circuit is not None and manager.find(circuit) is None:
                 known = ", ".join(manager.keys())
                 raise ConfigurationError(f"circuit of task {task.name}", circuit, f"one of {known}")
-        _ = self.lot
         manager.get_all_metrics()
         if manager.degraded:
             log.error("omni_redis_url_unreachable", redis_url=redacted(str(settings.redis_url)))

@@ -42,12 +42,10 @@ def move_held_tasks(integration: Integration, *, sweep: bool = False) -> int:
     for circuit, held in lot.counts(manager.keys()).items():
         if not held and not sweep:
             continue
-        breaker = manager.get(circuit)
-        if manager.degraded:
-            # Only this process's own circuit could answer, and it knows nothing: held stays held.
-            continue
-        answer = breaker.draw(held)
-        if answer.count:
+        answer = manager.get(circuit).draw(held)
+        # While the store is away the answer is this process's own circuit's, which knows nothing:
+        # held stays held.  Asking goes on all the same, or nobody would notice the store's return.
+        if answer.count and not manager.degraded:
             count = lot.unpark(circuit, answer.count, answer.ticket)
             signals.task_released.send(sender=circuit, count=count)
             moved += count

@@ -11,7 +11,6 @@ from __future__ import annotations
 import redis
 
 from omni_tasks.breaker import CircuitBreakerMetrics
-from omni_tasks.core.model import CircuitState
 from omni_tasks.events import log
 from omni_tasks.manager import CircuitBreakerManager
 from omni_tasks.store.redis import connect
@@ -53,9 +52,9 @@ def _judge(client: redis.Redis, prefix: str, circuit: str, metrics: CircuitBreak
         "previous_state": metrics.state.value,
         "failure_count": metrics.consecutive_failures,
     }
-    # Flapping between open and half open is one outage: only closed ends it.
-    if metrics.state is CircuitState.OPEN and metrics.time_in_current_state > OPEN_TOO_LONG:
-        if client.hsetnx(key, field, int(metrics.time_in_current_state)):
-            log.error("circuit_breaker_alert", seconds_open=metrics.time_in_current_state, **details)
-    elif metrics.state is CircuitState.CLOSED and client.hdel(key, field):
+    # A probe that fails does not end an outage, and neither does one that still runs.
+    if metrics.time_since_trip > OPEN_TOO_LONG:
+        if client.hsetnx(key, field, int(metrics.time_since_trip)):
+            log.error("circuit_breaker_alert", seconds_open=metrics.time_since_trip, **details)
+    elif metrics.time_since_trip == 0 and client.hdel(key, field):
         log.warning("circuit_breaker_recovered", **details)

@@ -124,3 +124,23 @@ def test_a_store_that_is_away_at_the_start_is_said_in_one_line(
     assert "secret" not in worker.log
     [result] = play.send("plain")
     result.get(timeout=20)
+
+
+def test_a_store_that_comes_back_frees_held_tasks(stage: Callable[..., Stage], second_server: EmbeddedServer) -> None:
+    """Nothing held moves while the store is away; when it is back, held tasks leave without any fresh traffic."""
+    play = stage(recovery_timeout=30.0)
+    worker = play.worker(environment={"OMNI_REDIS_URL": second_server.url})
+    play.dependency.set(up=False)
+    play.send("plain", 3)
+    eventually(lambda: len(play.dependency.calls()) == 3, within=20, what="tripped")
+    results = play.send("plain", 10)
+    eventually(lambda: play.held() == 10, within=20, what="ten held")
+    second_server.kill()
+    eventually(lambda: "circuit_store_degraded" in worker.log, within=20, what="the outage was noticed")
+    play.dependency.set(up=True)
+    assert play.held() == 10
+    # It comes back empty: the circuit is closed, and the ten leave along a ramp, not as a wave.
+    second_server.restart()
+    assert [result.get(timeout=30)["retries"] for result in results] == [0] * 10
+    starts = [call.at for call in play.dependency.calls()[3:]]
+    assert starts[-1] - starts[0] > 1.0

@@ -51,9 +51,9 @@ def test_an_outage_of_over_five_minutes_is_told_once_and_resolved_once(
     assert monitor.tick(managers[0])["dep"] == "open"
     assert _events(caplog, "circuit_breaker_alert") == []
 
-    # Six minutes ago, as the server's clock would have it.
+    # Six minutes ago, as the server's clock would have it; the probes since then have failed.
     circuit = circuit_keys(key_prefix, "dep")[0]
-    redis_client.hincrby(circuit, "changed_at_ms", -360_000)
+    redis_client.hincrby(circuit, "tripped_at_ms", -360_000)
     for manager in managers * 2:
         monitor.tick(manager)
     [alert] = _events(caplog, "circuit_breaker_alert")

@@ -43,6 +43,7 @@ local function on_success()
   if c.probe_successes < policy.success_threshold then return end
   set('failures', 0)
   set('reopens', 0)
+  set('tripped_at_ms', 0)
   enter('closed')
   start_ramp()
 end
@@ -51,6 +52,7 @@ local function on_failure()
   if c.state == 'closed' then
     add('failures', 1)
     if c.failures < policy.failure_threshold then return cut_ramp() end
+    set('tripped_at_ms', now)
     return open()
   end
   if not probe then return end
