@@ -185,9 +185,7 @@ def test_ready_circuits_ignore_the_defaults_for_others() -> None:
     DEFAULT_FAILURE_THRESHOLD and DEFAULT_RECOVERY_TIMEOUT are for circuits that name none; an entry is stronger.
     """
     entries = {"mine": {}, "theirs": {"failure_threshold": 2, "recovery_timeout": 3}}
-    circuits = _load(
-        {"omni_circuits": entries}, DEFAULT_FAILURE_THRESHOLD="9", DEFAULT_RECOVERY_TIMEOUT="7.5"
-    ).circuits
+    circuits = _load({"omni_circuits": entries}, DEFAULT_FAILURE_THRESHOLD="9", DEFAULT_RECOVERY_TIMEOUT="7.5").circuits
     seen = {key: (circuit.failure_threshold, circuit.recovery_timeout) for key, circuit in circuits.items()}
     assert seen["mine"] == (9, 7.5)
     assert seen["theirs"] == (2, 3)
