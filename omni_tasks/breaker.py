@@ -5,7 +5,6 @@ One breaker: the life of a permit, and who is told when the state changes.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,11 +14,13 @@ from datetime import UTC, datetime
 from typing import ParamSpec, Self, TypeVar
 
 from omni_tasks import signals
+from omni_tasks.core import machine
 from omni_tasks.core.model import Admission, CircuitState, Draw, Override, Permit, Request, Settlement, Transition
 from omni_tasks.core.outcome import IGNORED, SUCCESS, Report, report_of
-from omni_tasks.core.policy import CircuitBreakerConfig
-from omni_tasks.errors import CircuitOpenError
+from omni_tasks.core.policy import LONGEST_SECONDS, CircuitBreakerConfig
+from omni_tasks.errors import CircuitOpenError, ConfigurationError
 from omni_tasks.events import log
+from omni_tasks.settings import ResilienceConfiguration
 from omni_tasks.store.base import Reading, Store
 from omni_tasks.store.failover import FailoverStore
 from omni_tasks.store.memory import MemoryStore
@@ -90,7 +91,7 @@ class CircuitBreakerMetrics:
     degraded: bool
 
     @classmethod
-    def from_reading(cls, name: str, reading: Reading) -> CircuitBreakerMetrics:
+    def from_reading(cls, config: CircuitBreakerConfig, reading: Reading) -> CircuitBreakerMetrics:
         """
         Read the metrics off what the store answered.
         """
@@ -98,7 +99,7 @@ class CircuitBreakerMetrics:
         total = circuit.succeeded + circuit.failed + circuit.ignored
         changed_ms = circuit.changed_at_ms or reading.now_ms
         return cls(
-            name=name,
+            name=config.name,
             state=circuit.effective_state,
             total_requests=total,
             successful_requests=circuit.succeeded,
@@ -115,7 +116,7 @@ class CircuitBreakerMetrics:
             last_state_change=_moment(circuit.changed_at_ms),
             time_in_current_state=max(reading.now_ms - changed_ms, 0) / 1000,
             time_since_trip=max(reading.now_ms - circuit.tripped_at_ms, 0) / 1000 if circuit.tripped_at_ms else 0.0,
-            retry_after=_retry_after_ms(reading) / 1000,
+            retry_after=_retry_after_ms(config, reading) / 1000,
             degraded=reading.degraded,
         )
 
@@ -141,17 +142,21 @@ class CircuitBreaker:
             config: What it does.
 
             redis_url: The shared store; ``OMNI_REDIS_URL`` when left out.  Without either the
-                breaker lives in this process's memory.
+                breaker lives in this process's memory.  How keys begin and how long an answer is
+                waited for is read from the environment, as for a manager's breakers.
 
             store: A store that is already open; a manager's breakers share one.
 
             key: What the manager calls this circuit; the config's name when left out.
 
             logging: Whether transitions are logged.
+
+        Raises:
+            ConfigurationError: Without *store*: a setting in the environment is wrong.
         """
         self.config = config
         self.key = key or config.name
-        self._store = store or open_store(redis_url or os.environ.get("OMNI_REDIS_URL") or None)
+        self._store = store or _configured_store(redis_url)
         self._logging = logging
         self._callbacks: dict[CircuitState, list[Callback]] = {state: [] for state in CircuitState}
         self._callbacks_lock = threading.Lock()
@@ -295,7 +300,7 @@ class CircuitBreaker:
         """
         Read the cluster's numbers; changes nothing.
         """
-        return CircuitBreakerMetrics.from_reading(self.config.name, self._store.read([self.config])[0])
+        return CircuitBreakerMetrics.from_reading(self.config, self._store.read([self.config])[0])
 
     @property
     def state(self) -> CircuitState:
@@ -335,8 +340,8 @@ class CircuitBreaker:
         self._force(Override.AUTO, None, actor, reason)
 
     def _force(self, override: Override, ttl: float | None, actor: str | None, reason: str | None) -> None:
-        if ttl is not None and not ttl > 0:
-            raise ValueError(f"ttl must be > 0 seconds or None, got {ttl!r}")
+        if ttl is not None and not 0 < ttl <= LONGEST_SECONDS:
+            raise ConfigurationError("ttl", ttl, f"above 0 and at most {LONGEST_SECONDS:.0f} s, or None")
         transition = self._store.force(self.config, override, ttl_ms=round((ttl or 0) * 1000), op_id=uuid.uuid4().hex)
         if self._logging:
             log.warning(
@@ -394,6 +399,16 @@ class CircuitBreaker:
         signal.send(sender=self.key, breaker=self, transition=transition)
 
 
+def _configured_store(redis_url: str | None) -> Store:
+    settings = ResilienceConfiguration.load()
+    return open_store(
+        redis_url or settings.redis_url,
+        prefix=settings.key_prefix,
+        timeout=settings.store_timeout,
+        pause=settings.store_retry_interval,
+    )
+
+
 def open_store(redis_url: str | None, *, prefix: str = "omni", timeout: float = 0.25, pause: float = 1.0) -> Store:
     """
     The store for *redis_url*, with the process's own memory behind it; memory alone without a URL.
@@ -417,10 +432,9 @@ def _moment(unix_ms: int) -> datetime | None:
     return datetime.fromtimestamp(unix_ms / 1000, UTC) if unix_ms else None
 
 
-def _retry_after_ms(reading: Reading) -> int:
-    circuit = reading.circuit
-    if circuit.override is Override.FORCED_OPEN:
-        return max(circuit.override_until_ms - reading.now_ms, 0)
-    if circuit.effective_state is CircuitState.OPEN:
-        return max(circuit.open_until_ms - reading.now_ms, 0)
-    return 0
+def _retry_after_ms(config: CircuitBreakerConfig, reading: Reading) -> int:
+    circuit, now_ms = reading.circuit, reading.now_ms
+    until_ms = circuit.override_until_ms if circuit.override is Override.FORCED_OPEN else circuit.open_until_ms
+    if circuit.effective_state is not CircuitState.OPEN or now_ms >= until_ms:
+        return 0
+    return machine.retry_after(circuit, config, now_ms=now_ms)

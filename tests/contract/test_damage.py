@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import redis
 
 from omni_tasks.core.model import Circuit, CircuitState, Override
 from omni_tasks.core.outcome import SUCCESS
+from omni_tasks.core.ramp import bound_ramp
 from omni_tasks.store.redis import RedisStore
 from omni_tasks.store.schema import circuit_keys
 from tests.support.bench import FAILURE
@@ -140,6 +141,34 @@ def test_a_damaged_circuit_still_trips_and_closes(
                 elif shared.settle(admission.permit, report).state is wanted:
                     break
             assert shared.read().circuit.effective_state is wanted, (damage, report)
+
+
+@pytest.mark.parametrize("stored_mps", [1, 2_000, 9_999, 10**12])
+def test_a_stored_rate_is_kept_within_its_bounds(
+    stored_mps: int, shared: Stand, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    A ramp slower than the configured first rate, or faster than any, is brought back as the pure rules do it.
+    """
+    _as_ramping(shared)
+    redis_client.hset(circuit_keys(key_prefix, CONFIG.name)[0], "ramp_rate_mps", stored_mps)
+    expected = bound_ramp(Circuit(ramp_rate_mps=stored_mps), least_mps=CONFIG.ramp_initial_mps)
+    shared.ask()
+    assert shared.read().circuit.ramp_rate_mps == expected.ramp_rate_mps
+
+
+def test_any_number_of_reopenings_is_worked_out_at_once(
+    shared: Stand, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    A back-off whose steps are too small to see does not keep the server busy.
+    """
+    config = replace(CONFIG, recovery_timeout=0.5, backoff_factor=1.001)
+    shared.trip(config)
+    shared.clock.advance(500)
+    probe = shared.permit(config)
+    redis_client.hset(circuit_keys(key_prefix, config.name)[0], "reopens", 10**12)
+    assert shared.settle(probe, config=config).retry_after_ms == 500
 
 
 @pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))

@@ -235,6 +235,23 @@ def test_a_key_of_another_kind_is_no_exception(eager: Shared) -> None:
     assert eager.store.degraded
 
 
+def test_a_wrong_password_is_not_told(server: EmbeddedServer, eager: Shared) -> None:
+    """
+    A server that refuses the password is a store that is away; the reason given does not name the password.
+    """
+    eager.client.config_set("requirepass", "another")
+    wrong = FailoverStore(
+        RedisStore(connect(server.url.replace("redis://", "redis://:hunter2@"), timeout=TIMEOUT)),
+        on_change=lambda away, why: eager.said.append((away, why)),
+    )
+    assert Stand(wrong, Clock()).permit().local
+    with pytest.raises(StoreError) as caught:
+        wrong.reset(CONFIG, op_id="operator")
+    for text in (eager.said[0][1], str(caught.value)):
+        assert "password" in text
+        assert "hunter2" not in text
+
+
 def test_a_manager_goes_on_alone(server: EmbeddedServer) -> None:
     """
     Calls keep their results and their errors while the store is away, and every metric says that it is degraded.

@@ -191,6 +191,20 @@ def test_one_failed_probe_reopens() -> None:
     assert bench.circuit.probe_successes == 0
 
 
+def test_an_outage_lasts_from_its_trip_to_its_close() -> None:
+    """
+    Reopenings do not move the moment of the trip; closing clears it.
+    """
+    bench = Bench()
+    probe, tripped_at_ms = bench.probe(), bench.now_ms - 10_000
+    assert bench.circuit.tripped_at_ms == tripped_at_ms
+    bench.settle(probe)
+    assert bench.circuit.tripped_at_ms == tripped_at_ms
+    bench.now_ms = bench.circuit.open_until_ms
+    bench.run(SUCCESS)
+    assert bench.circuit.tripped_at_ms == 0
+
+
 def test_a_neutral_probe_gives_its_permit_back() -> None:
     """
     An ignored probe frees its slot and leaves the circuit half open.

@@ -42,6 +42,15 @@ def test_forced_open_ends_with_its_time_to_live() -> None:
     assert second.transition is None
 
 
+def test_a_refusal_names_no_longer_wait_than_a_circuit_has() -> None:
+    """
+    Under a word of ten hours a caller is told to ask again within the longest recovery timeout.
+    """
+    bench = Bench(max_recovery_timeout=600.0)
+    bench.force(Override.FORCED_OPEN, ttl_ms=10 * HOUR_MS)
+    assert bench.ask().retry_after_ms == 600_000
+
+
 def test_forced_closed_lets_calls_through_and_only_counts_them() -> None:
     """
     Calls let through an open circuit by the operator's word neither close nor reopen it.
@@ -119,7 +128,9 @@ def test_a_clock_that_steps_back_never_lengthens_the_wait(step_ms: int) -> None:
     bench.now_ms += step_ms
     left_ms = bench.ask().retry_after_ms
     assert 0 < left_ms <= 10_000
-    bench.now_ms += left_ms
+    bench.now_ms += left_ms - 1
+    assert bench.ask().retry_after_ms == 1
+    bench.now_ms += 1
     assert bench.permit().probe
 
 
@@ -144,7 +155,10 @@ def test_a_clock_that_steps_back_never_lengthens_an_override(override: Override)
     bench.force(override, ttl_ms=5_000)
     bench.now_ms += 1_000 - HOUR_MS
     bench.ask()
-    bench.now_ms += 5_000
+    bench.now_ms += 4_999
+    bench.ask()
+    assert bench.circuit.override is override
+    bench.now_ms += 1
     bench.ask()
     assert bench.circuit.override is Override.AUTO
 

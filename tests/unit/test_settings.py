@@ -30,7 +30,7 @@ NO_BOOLEAN = ("maybe", "2", "none")
 NO_SECONDS = ("0", "-1", "86401", "nan", "inf", "ten", "1 s")
 
 OPTIONS = {
-    "enable_resilience": Option("ENABLE_RESILIENCE", True, "false", False, NO_BOOLEAN),
+    "enable_resilience": Option("ENABLE_RESILIENCE", default=True, text="false", value=False, wrong=NO_BOOLEAN),
     "default_failure_threshold": Option(
         "DEFAULT_FAILURE_THRESHOLD", 5, "7", 7, ("0", "-1", "1000001", "2.5", "five", "true")
     ),
@@ -39,8 +39,12 @@ OPTIONS = {
     ),
     "default_max_retries": Option("DEFAULT_MAX_RETRIES", 3, "0", 0, ("-1", "1000001", "1.5", "none")),
     "default_timeout": Option("DEFAULT_TIMEOUT", 30.0, "12", 12.0, NO_SECONDS),
-    "enable_resilience_metrics": Option("ENABLE_RESILIENCE_METRICS", True, "off", False, NO_BOOLEAN),
-    "enable_resilience_logging": Option("ENABLE_RESILIENCE_LOGGING", True, "0", False, NO_BOOLEAN),
+    "enable_resilience_metrics": Option(
+        "ENABLE_RESILIENCE_METRICS", default=True, text="off", value=False, wrong=NO_BOOLEAN
+    ),
+    "enable_resilience_logging": Option(
+        "ENABLE_RESILIENCE_LOGGING", default=True, text="0", value=False, wrong=NO_BOOLEAN
+    ),
     "resilience_monitoring_interval": Option("RESILIENCE_MONITORING_INTERVAL", 10.0, "2.5", 2.5, NO_SECONDS),
     "resilience_alert_threshold": Option("RESILIENCE_ALERT_THRESHOLD", 0.8, "1", 1.0, ("-0.1", "1.1", "nan", "80%")),
     "redis_url": Option(
@@ -59,11 +63,11 @@ OPTIONS = {
 WRONG = [(option, wrong) for option, row in OPTIONS.items() for wrong in row.wrong]
 
 
-def _load(conf: dict[str, Any] | None = None, **environ: str) -> ResilienceConfiguration:
+def _load(conf: dict[str, Any] | None = None, /, **environ: str) -> ResilienceConfiguration:
     return ResilienceConfiguration.load(conf or {}, environ)
 
 
-def _refusal(conf: dict[str, Any] | None = None, **environ: str) -> ConfigurationError:
+def _refusal(conf: dict[str, Any] | None = None, /, **environ: str) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as caught:
         _load(conf, **environ)
     assert "\n" not in str(caught.value)
