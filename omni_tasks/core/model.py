@@ -73,6 +73,8 @@ class Circuit:
 
         probe_successes: Successful probes in this epoch.
 
+        window: The recent calls, as :mod:`omni_tasks.core.window` writes them; empty unless a rate rule is on.
+
         drawn: Held tasks sent out as probes at *drawn_ms* that have not asked for their permit yet.
 
         ramp_rate_mps: Calls per second the ramp allows, in thousandths.  0 when no ramp is on.
@@ -94,6 +96,7 @@ class Circuit:
     failures: int = 0
     reopens: int = 0
     probe_successes: int = 0
+    window: str = ""
     drawn: int = 0
     drawn_ms: int = 0
     ramp_rate_mps: int = 0
@@ -107,6 +110,7 @@ class Circuit:
     ignored: int = 0
     expired: int = 0
     stale: int = 0
+    slow: int = 0
     rejected: int = 0
     opened: int = 0
     half_opened: int = 0

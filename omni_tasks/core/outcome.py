@@ -36,10 +36,13 @@ class Report:
         outcome: How the circuit should count it.
 
         retry_after_ms: The dependency's own word on when to come back, >= 0.  0 when it said nothing.
+
+        duration_ms: How long the call took by its process's own clock, >= 0.  0 when nobody measured.
     """
 
     outcome: Outcome
     retry_after_ms: int = 0
+    duration_ms: int = 0
 
 
 SUCCESS = Report(Outcome.SUCCESS)

@@ -16,6 +16,12 @@ from omni_tasks.errors import ConfigurationError
 #: option -> the least and the most it may be.
 RANGES: dict[str, tuple[float, float]] = {
     "failure_threshold": (1, 1_000_000),
+    "failure_rate_threshold": (0.001, 1.0),
+    "slow_call_duration": (0.001, 2_592_000.0),
+    "slow_call_rate_threshold": (0.001, 1.0),
+    "minimum_calls": (1, 1_000),
+    "window_calls": (1, 1_000),
+    "window_seconds": (0.01, 2_592_000.0),
     "half_open_max_calls": (1, 1_000),
     "success_threshold": (1, 1_000_000),
     "recovery_timeout": (0.001, 2_592_000.0),
@@ -26,6 +32,19 @@ RANGES: dict[str, tuple[float, float]] = {
     "backoff_factor": (1.0, 10.0),
     "ramp_initial_rate": (1.0, 10_000.0),
 }
+
+
+#: Options that may be left out by name.
+OPTIONAL = {
+    "failure_threshold",
+    "failure_rate_threshold",
+    "slow_call_duration",
+    "slow_call_rate_threshold",
+    "window_seconds",
+}
+
+#: With these, every option alone may take every value of its range.
+ROOM = {"failure_rate_threshold": 0.5, "slow_call_duration": 1.0, "window_seconds": 60.0}
 
 
 def _config(**options: Any) -> CircuitBreakerConfig:
@@ -39,6 +58,12 @@ def test_defaults() -> None:
     assert dataclasses.asdict(_config()) == {
         "name": "policy",
         "failure_threshold": 5,
+        "failure_rate_threshold": None,
+        "slow_call_duration": None,
+        "slow_call_rate_threshold": None,
+        "minimum_calls": 20,
+        "window_calls": 100,
+        "window_seconds": None,
         "recovery_timeout": 60.0,
         "monitor_interval": 10.0,
         "half_open_max_calls": 1,
@@ -64,7 +89,7 @@ def test_both_ends_of_a_range_are_allowed(option: str) -> None:
     The least and the most of each range can be configured.
     """
     for value in RANGES[option]:
-        assert getattr(_config(**{option: value}), option) == value
+        assert getattr(_config(**{**ROOM, option: value}), option) == value
 
 
 @pytest.mark.parametrize("option", RANGES)
@@ -73,9 +98,10 @@ def test_what_is_out_of_range_is_refused(option: str) -> None:
     Beyond either end, and with a value of another type, the message names option, value and range.
     """
     least, most = RANGES[option]
-    for value in (least - 1, most + 1, -least, math.inf, math.nan, str(least), True, None, [least]):
+    wrong = [least - 1, most + 1, -least, math.inf, math.nan, str(least), True, [least]]
+    for value in wrong if option in OPTIONAL else [*wrong, None]:
         with pytest.raises(ConfigurationError) as caught:
-            _config(**{option: value})
+            _config(**{**ROOM, option: value})
         assert caught.value.option == option
         message = str(caught.value)
         assert message.startswith(f"{option} must be a ")
@@ -83,7 +109,7 @@ def test_what_is_out_of_range_is_refused(option: str) -> None:
         assert message.endswith(f", got {value!r}")
 
 
-@pytest.mark.parametrize("option", ["failure_threshold", "half_open_max_calls", "success_threshold"])
+@pytest.mark.parametrize("option", ["failure_threshold", "half_open_max_calls", "minimum_calls", "window_calls"])
 def test_a_count_is_whole(option: str) -> None:
     """
     Half a failure is no threshold.
