@@ -8,6 +8,7 @@ integer milliseconds, read from the ``*_ms`` properties.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from omni_tasks.errors import ConfigurationError
@@ -54,6 +55,14 @@ class CircuitBreakerConfig:
 
         monitor_interval: Time between two looks of the monitor at this circuit.  0.001 s - 30 days.
 
+        ignored_exceptions: Exceptions that say nothing about the dependency.
+
+        counted_exceptions: When not empty: only these count as failures, all others are ignored.
+
+        classify:
+            Asked first, with the exception or ``None`` and the result; answers ``"success"``,
+            ``"failure"``, ``"ignored"``, or ``None`` to leave it to the other rules.
+
         half_open_max_calls: Probes in flight at once, over the whole cluster.  1-1,000.
 
         success_threshold: Successful probes that close the circuit.  1-1,000,000.
@@ -88,6 +97,9 @@ class CircuitBreakerConfig:
     window_seconds: float | None = None
     recovery_timeout: float = 60.0
     monitor_interval: float = 10.0
+    ignored_exceptions: tuple[type[BaseException], ...] = ()
+    counted_exceptions: tuple[type[BaseException], ...] = ()
+    classify: Callable[[BaseException | None, object], str | None] | None = None
     half_open_max_calls: int = 1
     success_threshold: int = 1
     probe_lease: float = 30.0
@@ -123,6 +135,12 @@ class CircuitBreakerConfig:
             self._require_number(option, 0.001, LONGEST_SECONDS, "s")
         self._require_number("backoff_factor", 1.0, 10.0, "")
         self._check_window()
+        for option in ("ignored_exceptions", "counted_exceptions"):
+            kinds: object = getattr(self, option)
+            if not isinstance(kinds, tuple) or not all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds):
+                raise ConfigurationError(option, kinds, "a tuple of exception classes")
+        if self.classify is not None and not callable(self.classify):
+            raise ConfigurationError("classify", self.classify, "a function of an exception and a result")
         self._require_number("ramp_initial_rate", 1.0, 10_000.0, "per second")
 
     def _check_window(self) -> None:
