@@ -5,21 +5,23 @@ One breaker: the life of a permit, and who is told when the state changes.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import ParamSpec, Self, TypeVar
 
 from omni_tasks import signals
+from omni_tasks.core import machine
 from omni_tasks.core.model import Admission, CircuitState, Draw, Override, Permit, Request, Settlement, Transition
-from omni_tasks.core.outcome import IGNORED, SUCCESS, Report, report_of
-from omni_tasks.core.policy import CircuitBreakerConfig
-from omni_tasks.errors import CircuitOpenError
+from omni_tasks.core.outcome import IGNORED, Report, judge
+from omni_tasks.core.policy import LONGEST_SECONDS, CircuitBreakerConfig
+from omni_tasks.errors import CircuitOpenError, ConfigurationError
 from omni_tasks.events import log
+from omni_tasks.settings import ResilienceConfiguration
 from omni_tasks.store.base import Reading, Store
 from omni_tasks.store.failover import FailoverStore
 from omni_tasks.store.memory import MemoryStore
@@ -34,8 +36,9 @@ Callback = Callable[["CircuitBreaker"], object]
 #: Names of the circuits whose permit the current call already holds.
 _held: ContextVar[frozenset[str]] = ContextVar("omni_tasks_held", default=frozenset())
 
-#: The ``with`` blocks the current call is inside of, outermost first: permit, and how to undo *_held*.
-_entered: ContextVar[tuple[tuple[Permit | None, Token[frozenset[str]]], ...]] = ContextVar(
+#: The ``with`` blocks the current call is inside of, outermost first: permit, how to undo *_held*, and when
+#: the block began by ``time.monotonic()``.
+_entered: ContextVar[tuple[tuple[Permit | None, Token[frozenset[str]], float], ...]] = ContextVar(
     "omni_tasks_entered", default=()
 )
 
@@ -90,7 +93,7 @@ class CircuitBreakerMetrics:
     degraded: bool
 
     @classmethod
-    def from_reading(cls, name: str, reading: Reading) -> CircuitBreakerMetrics:
+    def from_reading(cls, config: CircuitBreakerConfig, reading: Reading) -> CircuitBreakerMetrics:
         """
         Read the metrics off what the store answered.
         """
@@ -98,7 +101,7 @@ class CircuitBreakerMetrics:
         total = circuit.succeeded + circuit.failed + circuit.ignored
         changed_ms = circuit.changed_at_ms or reading.now_ms
         return cls(
-            name=name,
+            name=config.name,
             state=circuit.effective_state,
             total_requests=total,
             successful_requests=circuit.succeeded,
@@ -115,7 +118,7 @@ class CircuitBreakerMetrics:
             last_state_change=_moment(circuit.changed_at_ms),
             time_in_current_state=max(reading.now_ms - changed_ms, 0) / 1000,
             time_since_trip=max(reading.now_ms - circuit.tripped_at_ms, 0) / 1000 if circuit.tripped_at_ms else 0.0,
-            retry_after=_retry_after_ms(reading) / 1000,
+            retry_after=_retry_after_ms(config, reading) / 1000,
             degraded=reading.degraded,
         )
 
@@ -141,17 +144,21 @@ class CircuitBreaker:
             config: What it does.
 
             redis_url: The shared store; ``OMNI_REDIS_URL`` when left out.  Without either the
-                breaker lives in this process's memory.
+                breaker lives in this process's memory.  How keys begin and how long an answer is
+                waited for is read from the environment, as for a manager's breakers.
 
             store: A store that is already open; a manager's breakers share one.
 
             key: What the manager calls this circuit; the config's name when left out.
 
             logging: Whether transitions are logged.
+
+        Raises:
+            ConfigurationError: Without *store*: a setting in the environment is wrong.
         """
         self.config = config
         self.key = key or config.name
-        self._store = store or open_store(redis_url or os.environ.get("OMNI_REDIS_URL") or None)
+        self._store = store or _configured_store(redis_url)
         self._logging = logging
         self._callbacks: dict[CircuitState, list[Callback]] = {state: [] for state in CircuitState}
         self._callbacks_lock = threading.Lock()
@@ -189,6 +196,8 @@ class CircuitBreaker:
         )
         admission = self._store.acquire(self.config, request)
         self._announce(admission.transition)
+        if admission.permit is None and self.config.mode == "shadow":
+            return replace(admission, watched=True)
         return admission
 
     def settle(self, permit: Permit, report: Report) -> Settlement:
@@ -219,8 +228,15 @@ class CircuitBreaker:
 
             Exception: What *fn* raised, also when that failure tripped the circuit.
         """
-        with self:
-            return fn(*args, **kwargs)
+        permit, started = self.admit(), time.monotonic()
+        try:
+            with self.holding():
+                result = fn(*args, **kwargs)
+        except BaseException as error:
+            self.report(permit, error, duration=time.monotonic() - started)
+            raise
+        self.report(permit, None, result, duration=time.monotonic() - started)
+        return result
 
     def __enter__(self) -> Self:
         """
@@ -231,43 +247,56 @@ class CircuitBreaker:
         """
         permit = self.admit()
         token = _held.set(_held.get() | {self.config.name})
-        _entered.set((*_entered.get(), (permit, token)))
+        _entered.set((*_entered.get(), (permit, token, time.monotonic())))
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         """
         Settle the block's permit by how the block ended.
         """
-        *outer, (permit, token) = _entered.get()
+        *outer, (permit, token, started) = _entered.get()
         _entered.set(tuple(outer))
         _held.reset(token)
-        self.report(permit, error)
+        self.report(permit, error, duration=time.monotonic() - started)
 
     def admit(self) -> Permit | None:
         """
-        Take a permit.  ``None`` when the current call already runs on one of this circuit.
+        Take a permit.
+
+        Returns:
+            ``None`` where the call runs without one: it already runs on one of this circuit, or the
+            circuit only watches, or is off.
 
         Raises:
             CircuitOpenError: Refused.
         """
-        if self.config.name in _held.get():
-            # The outer call will report for both: asking again would make a probe refuse itself.
+        if not self.enabled or self.config.name in _held.get():
+            # An outer call will report for both: asking again would make a probe refuse itself.
             return None
         admission = self.acquire()
-        if admission.permit is None:
+        if admission.refused:
             raise self.refusal(admission)
         return admission.permit
 
-    def report(self, permit: Permit | None, error: BaseException | None) -> None:
+    def report(
+        self, permit: Permit | None, error: BaseException | None, result: object = None, *, duration: float = 0.0
+    ) -> None:
         """
-        Settle what :meth:`admit` gave by the exception that ended the call, if any.
+        Settle what :meth:`admit` gave by how the call ended.
+
+        Args:
+            permit: Nothing is reported without one.
+
+            error: The exception that ended the call, or ``None`` when it returned.
+
+            result: What it returned.
+
+            duration: How long it took, in seconds.
         """
         if permit is None:
             return
-        if error is None:
-            self.settle(permit, SUCCESS)
-        elif isinstance(error, Exception):
-            self.settle(permit, report_of(error))
+        if error is None or isinstance(error, Exception):
+            self.settle(permit, judge(self.config, error, result, duration=duration))
         else:
             # Cancelled or interrupted: that says nothing about the dependency.
             self.settle(permit, IGNORED)
@@ -283,6 +312,13 @@ class CircuitBreaker:
         finally:
             _held.reset(token)
 
+    @property
+    def enabled(self) -> bool:
+        """
+        Whether the circuit is there at all: its mode is not ``"off"``.
+        """
+        return self.config.mode != "off"
+
     def refusal(self, admission: Admission) -> CircuitOpenError:
         """
         The error for a refused admission.
@@ -295,7 +331,7 @@ class CircuitBreaker:
         """
         Read the cluster's numbers; changes nothing.
         """
-        return CircuitBreakerMetrics.from_reading(self.config.name, self._store.read([self.config])[0])
+        return CircuitBreakerMetrics.from_reading(self.config, self._store.read([self.config])[0])
 
     @property
     def state(self) -> CircuitState:
@@ -335,8 +371,8 @@ class CircuitBreaker:
         self._force(Override.AUTO, None, actor, reason)
 
     def _force(self, override: Override, ttl: float | None, actor: str | None, reason: str | None) -> None:
-        if ttl is not None and not ttl > 0:
-            raise ValueError(f"ttl must be > 0 seconds or None, got {ttl!r}")
+        if ttl is not None and not 0 < ttl <= LONGEST_SECONDS:
+            raise ConfigurationError("ttl", ttl, f"above 0 and at most {LONGEST_SECONDS:.0f} s, or None")
         transition = self._store.force(self.config, override, ttl_ms=round((ttl or 0) * 1000), op_id=uuid.uuid4().hex)
         if self._logging:
             log.warning(
@@ -394,6 +430,16 @@ class CircuitBreaker:
         signal.send(sender=self.key, breaker=self, transition=transition)
 
 
+def _configured_store(redis_url: str | None) -> Store:
+    settings = ResilienceConfiguration.load()
+    return open_store(
+        redis_url or settings.redis_url,
+        prefix=settings.key_prefix,
+        timeout=settings.store_timeout,
+        pause=settings.store_retry_interval,
+    )
+
+
 def open_store(redis_url: str | None, *, prefix: str = "omni", timeout: float = 0.25, pause: float = 1.0) -> Store:
     """
     The store for *redis_url*, with the process's own memory behind it; memory alone without a URL.
@@ -417,10 +463,9 @@ def _moment(unix_ms: int) -> datetime | None:
     return datetime.fromtimestamp(unix_ms / 1000, UTC) if unix_ms else None
 
 
-def _retry_after_ms(reading: Reading) -> int:
-    circuit = reading.circuit
-    if circuit.override is Override.FORCED_OPEN:
-        return max(circuit.override_until_ms - reading.now_ms, 0)
-    if circuit.effective_state is CircuitState.OPEN:
-        return max(circuit.open_until_ms - reading.now_ms, 0)
-    return 0
+def _retry_after_ms(config: CircuitBreakerConfig, reading: Reading) -> int:
+    circuit, now_ms = reading.circuit, reading.now_ms
+    until_ms = circuit.override_until_ms if circuit.override is Override.FORCED_OPEN else circuit.open_until_ms
+    if circuit.effective_state is not CircuitState.OPEN or now_ms >= until_ms:
+        return 0
+    return machine.retry_after(circuit, config, now_ms=now_ms)

@@ -124,7 +124,7 @@ class CircuitBreakerManager:
         breakers = self._breakers
         readings = self._store.read([breaker.config for breaker in breakers.values()])
         return {
-            key: CircuitBreakerMetrics.from_reading(breaker.config.name, reading)
+            key: CircuitBreakerMetrics.from_reading(breaker.config, reading)
             for (key, breaker), reading in zip(breakers.items(), readings, strict=True)
         }
 

@@ -195,19 +195,29 @@ class Admission:
     The answer to a :class:`Request`.
 
     Attributes:
-        permit: The permit to settle, or ``None`` when the call is refused.
+        permit: The permit to settle, or ``None`` when the call is refused or only watched.
 
         state: The state after the question was answered.
 
         retry_after_ms: Milliseconds until asking again can help: > 0 when refused, else 0.
 
         transition: What this question changed, or ``None``.
+
+        watched: Whether the circuit would have refused, but only watches: the call runs without a permit.
     """
 
     permit: Permit | None
     state: CircuitState
     retry_after_ms: int = 0
     transition: Transition | None = None
+    watched: bool = False
+
+    @property
+    def refused(self) -> bool:
+        """
+        Whether the call must not run.
+        """
+        return self.permit is None and not self.watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,7 @@ def _outcome_of(config: CircuitBreakerConfig, error: BaseException) -> Outcome:
 
 def _claim(claimed: object) -> Outcome | None:
     # Anything but one of our three words is no claim: a typo must not silence a circuit.
-    return Outcome(claimed) if claimed in list(Outcome) else None
+    return Outcome(str(claimed)) if claimed in list(Outcome) else None
 
 
 def _milliseconds(seconds: object) -> int:

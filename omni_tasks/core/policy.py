@@ -19,6 +19,9 @@ __all__ = ["CircuitBreakerConfig"]
 #: far below 2**53, the largest integer that Lua holds exactly.
 LONGEST_SECONDS = 30 * 86_400.0
 
+#: What a circuit may do with its decisions.
+MODES = ("enforce", "shadow", "off")
+
 #: Most calls a window over calls looks back.
 LONGEST_WINDOW = 1_000
 
@@ -54,6 +57,10 @@ class CircuitBreakerConfig:
         recovery_timeout: Time the circuit stays open before a probe.  0.001 s - 30 days.
 
         monitor_interval: Time between two looks of the monitor at this circuit.  0.001 s - 30 days.
+
+        mode:
+            ``"enforce"``; ``"shadow"`` decides, counts and announces but refuses nothing; ``"off"`` is as if
+            there were no circuit.
 
         ignored_exceptions: Exceptions that say nothing about the dependency.
 
@@ -97,6 +104,7 @@ class CircuitBreakerConfig:
     window_seconds: float | None = None
     recovery_timeout: float = 60.0
     monitor_interval: float = 10.0
+    mode: str = "enforce"
     ignored_exceptions: tuple[type[BaseException], ...] = ()
     counted_exceptions: tuple[type[BaseException], ...] = ()
     classify: Callable[[BaseException | None, object], str | None] | None = None
@@ -135,9 +143,11 @@ class CircuitBreakerConfig:
             self._require_number(option, 0.001, LONGEST_SECONDS, "s")
         self._require_number("backoff_factor", 1.0, 10.0, "")
         self._check_window()
+        if self.mode not in MODES:
+            raise ConfigurationError("mode", self.mode, "one of " + ", ".join(MODES))
         for option in ("ignored_exceptions", "counted_exceptions"):
             kinds: object = getattr(self, option)
-            if not isinstance(kinds, tuple) or not all(isinstance(k, type) and issubclass(k, BaseException) for k in kinds):
+            if not isinstance(kinds, tuple) or not all(map(_is_exception_class, kinds)):
                 raise ConfigurationError(option, kinds, "a tuple of exception classes")
         if self.classify is not None and not callable(self.classify):
             raise ConfigurationError("classify", self.classify, "a function of an exception and a result")
@@ -248,3 +258,7 @@ class CircuitBreakerConfig:
         Every field's name: what a circuit's entry in the settings may hold.
         """
         return tuple(field.name for field in fields(cls))
+
+
+def _is_exception_class(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)

@@ -43,6 +43,14 @@ OPTIONAL = {
     "window_seconds",
 }
 
+#: Options that are no numbers: option -> values that are refused.
+CHOICES: dict[str, list[object]] = {
+    "mode": ["", "enforcing", None, True],
+    "ignored_exceptions": [None, ValueError, [ValueError], (int,), ("OSError",)],
+    "counted_exceptions": [None, ValueError, [ValueError], (int,), ("OSError",)],
+    "classify": ["failure", 7, True],
+}
+
 #: With these, every option alone may take every value of its range.
 ROOM = {"failure_rate_threshold": 0.5, "slow_call_duration": 1.0, "window_seconds": 60.0}
 
@@ -66,6 +74,10 @@ def test_defaults() -> None:
         "window_seconds": None,
         "recovery_timeout": 60.0,
         "monitor_interval": 10.0,
+        "mode": "enforce",
+        "ignored_exceptions": (),
+        "counted_exceptions": (),
+        "classify": None,
         "half_open_max_calls": 1,
         "success_threshold": 1,
         "probe_lease": 30.0,
@@ -80,7 +92,7 @@ def test_every_option_is_in_these_tests() -> None:
     """
     A new option cannot be added without its range being tested here.
     """
-    assert {"name", *RANGES} == set(CircuitBreakerConfig.option_names())
+    assert {"name", *RANGES, *CHOICES} == set(CircuitBreakerConfig.option_names())
 
 
 @pytest.mark.parametrize("option", RANGES)
@@ -158,3 +170,13 @@ def test_a_configuration_is_frozen() -> None:
     """
     with pytest.raises(dataclasses.FrozenInstanceError):
         _config().failure_threshold = 1  # type: ignore[misc] # what is shown is that it raises
+
+
+@pytest.mark.parametrize("option", CHOICES)
+def test_what_is_no_choice_is_refused(option: str) -> None:
+    """
+    A mode that does not exist, classes that are no exceptions and a predicate that is no function are refused by name.
+    """
+    for value in CHOICES[option]:
+        with pytest.raises(ConfigurationError, match=f"^{option} must be "):
+            _config(**{option: value})
