@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -72,15 +73,20 @@ def _around_coroutine(name: str, function: Callable[P, Coroutine[Any, Any, R]]) 
                 await asyncio.to_thread(breaker.report, await asking, cancelled)
             raise
         error: BaseException | None = None
+        result: R | None = None
+        started = time.monotonic()
         try:
             with breaker.holding():
-                return await function(*args, **kwargs)
+                result = await function(*args, **kwargs)
         except BaseException as caught:
             error = caught
             raise
+        else:
+            return result
         finally:
+            took = time.monotonic() - started
             # Shielded, because a cancelled caller must still give its permit back.
-            await asyncio.shield(asyncio.to_thread(breaker.report, permit, error))
+            await asyncio.shield(asyncio.to_thread(breaker.report, permit, error, result, duration=took))
 
     return around
 

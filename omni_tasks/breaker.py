@@ -6,17 +6,18 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar, Token
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import ParamSpec, Self, TypeVar
 
 from omni_tasks import signals
 from omni_tasks.core import machine
 from omni_tasks.core.model import Admission, CircuitState, Draw, Override, Permit, Request, Settlement, Transition
-from omni_tasks.core.outcome import IGNORED, SUCCESS, Report, report_of
+from omni_tasks.core.outcome import IGNORED, Report, judge
 from omni_tasks.core.policy import LONGEST_SECONDS, CircuitBreakerConfig
 from omni_tasks.errors import CircuitOpenError, ConfigurationError
 from omni_tasks.events import log
@@ -35,8 +36,9 @@ Callback = Callable[["CircuitBreaker"], object]
 #: Names of the circuits whose permit the current call already holds.
 _held: ContextVar[frozenset[str]] = ContextVar("omni_tasks_held", default=frozenset())
 
-#: The ``with`` blocks the current call is inside of, outermost first: permit, and how to undo *_held*.
-_entered: ContextVar[tuple[tuple[Permit | None, Token[frozenset[str]]], ...]] = ContextVar(
+#: The ``with`` blocks the current call is inside of, outermost first: permit, how to undo *_held*, and when
+#: the block began by ``time.monotonic()``.
+_entered: ContextVar[tuple[tuple[Permit | None, Token[frozenset[str]], float], ...]] = ContextVar(
     "omni_tasks_entered", default=()
 )
 
@@ -194,6 +196,8 @@ class CircuitBreaker:
         )
         admission = self._store.acquire(self.config, request)
         self._announce(admission.transition)
+        if admission.permit is None and self.config.mode == "shadow":
+            return replace(admission, watched=True)
         return admission
 
     def settle(self, permit: Permit, report: Report) -> Settlement:
@@ -224,8 +228,15 @@ class CircuitBreaker:
 
             Exception: What *fn* raised, also when that failure tripped the circuit.
         """
-        with self:
-            return fn(*args, **kwargs)
+        permit, started = self.admit(), time.monotonic()
+        try:
+            with self.holding():
+                result = fn(*args, **kwargs)
+        except BaseException as error:
+            self.report(permit, error, duration=time.monotonic() - started)
+            raise
+        self.report(permit, None, result, duration=time.monotonic() - started)
+        return result
 
     def __enter__(self) -> Self:
         """
@@ -236,43 +247,56 @@ class CircuitBreaker:
         """
         permit = self.admit()
         token = _held.set(_held.get() | {self.config.name})
-        _entered.set((*_entered.get(), (permit, token)))
+        _entered.set((*_entered.get(), (permit, token, time.monotonic())))
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         """
         Settle the block's permit by how the block ended.
         """
-        *outer, (permit, token) = _entered.get()
+        *outer, (permit, token, started) = _entered.get()
         _entered.set(tuple(outer))
         _held.reset(token)
-        self.report(permit, error)
+        self.report(permit, error, duration=time.monotonic() - started)
 
     def admit(self) -> Permit | None:
         """
-        Take a permit.  ``None`` when the current call already runs on one of this circuit.
+        Take a permit.
+
+        Returns:
+            ``None`` where the call runs without one: it already runs on one of this circuit, or the
+            circuit only watches, or is off.
 
         Raises:
             CircuitOpenError: Refused.
         """
-        if self.config.name in _held.get():
-            # The outer call will report for both: asking again would make a probe refuse itself.
+        if not self.enabled or self.config.name in _held.get():
+            # An outer call will report for both: asking again would make a probe refuse itself.
             return None
         admission = self.acquire()
-        if admission.permit is None:
+        if admission.refused:
             raise self.refusal(admission)
         return admission.permit
 
-    def report(self, permit: Permit | None, error: BaseException | None) -> None:
+    def report(
+        self, permit: Permit | None, error: BaseException | None, result: object = None, *, duration: float = 0.0
+    ) -> None:
         """
-        Settle what :meth:`admit` gave by the exception that ended the call, if any.
+        Settle what :meth:`admit` gave by how the call ended.
+
+        Args:
+            permit: Nothing is reported without one.
+
+            error: The exception that ended the call, or ``None`` when it returned.
+
+            result: What it returned.
+
+            duration: How long it took, in seconds.
         """
         if permit is None:
             return
-        if error is None:
-            self.settle(permit, SUCCESS)
-        elif isinstance(error, Exception):
-            self.settle(permit, report_of(error))
+        if error is None or isinstance(error, Exception):
+            self.settle(permit, judge(self.config, error, result, duration=duration))
         else:
             # Cancelled or interrupted: that says nothing about the dependency.
             self.settle(permit, IGNORED)
@@ -287,6 +311,13 @@ class CircuitBreaker:
             yield
         finally:
             _held.reset(token)
+
+    @property
+    def enabled(self) -> bool:
+        """
+        Whether the circuit is there at all: its mode is not ``"off"``.
+        """
+        return self.config.mode != "off"
 
     def refusal(self, admission: Admission) -> CircuitOpenError:
         """

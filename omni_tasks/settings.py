@@ -16,6 +16,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+from kombu.utils.imports import symbol_by_name
+
 from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.errors import ConfigurationError
 
@@ -274,9 +276,23 @@ def _config(origin: str, entry: Mapping[str, Any]) -> CircuitBreakerConfig:
         if option not in allowed:
             raise ConfigurationError(f"{origin}: option", option, "one of " + ", ".join(allowed))
     try:
-        return CircuitBreakerConfig(**entry)
+        options: dict[str, Any] = {option: _resolved(option, value) for option, value in entry.items()}
+        return CircuitBreakerConfig(**options)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(origin, dict(entry), f"made of names that can be imported ({error})") from None
     except ConfigurationError as error:
         raise ConfigurationError(f"{origin}[{error.option!r}]", error.value, error.allowed) from None
+
+
+def _resolved(option: str, value: object) -> object:
+    """
+    Import what JSON can only name: ``"requests.exceptions:Timeout"``, or with a dot.
+    """
+    if option == "classify" and isinstance(value, str):
+        return symbol_by_name(value)
+    if option in {"ignored_exceptions", "counted_exceptions"} and isinstance(value, (list, tuple)):
+        return tuple(symbol_by_name(kind) if isinstance(kind, str) else kind for kind in value)
+    return value
 
 
 def redacted(url: str) -> str:

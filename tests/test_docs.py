@@ -248,7 +248,15 @@ def beyond(row: Row) -> list[str]:
     Give a number below a row's range, and one above it.
     """
     least, most = bounds(row)
-    return [str(float(least) - 0.0005) if "." in row["Default"] else str(int(least) - 1), str(int(most) + 1)]
+    below = float(least) - 0.0005 if takes_fractions(row) else int(least) - 1
+    return [str(below), str(int(float(most)) + 1)]
+
+
+def takes_fractions(row: Row) -> bool:
+    """
+    Whether an option is a float.
+    """
+    return "." in row["Default"] or "." in row["Range"]
 
 
 @pytest.mark.parametrize("row", NUMBERS, ids=lambda row: row["Option"])
@@ -267,8 +275,10 @@ def with_option(row: Row, value: str) -> CircuitBreakerConfig:
     """
     Make a circuit with one option set.
     """
-    options: dict[str, Any] = {row["Option"]: float(value) if "." in row["Default"] else int(value)}
-    return CircuitBreakerConfig(name="x", **options)
+    # With these, every option alone may take every value of its range.
+    room = {"slow_call_duration": 1.0, "window_seconds": 60.0}
+    option: dict[str, Any] = {row["Option"]: float(value) if takes_fractions(row) else int(value)}
+    return CircuitBreakerConfig(name="x", **room | option)
 
 
 @pytest.mark.parametrize("row", CIRCUIT_NUMBERS, ids=lambda row: row["Option"])
@@ -394,6 +404,8 @@ def _walk(rng: random.Random, steps: int = 500) -> Iterator[tuple[str, set[str]]
     config = CircuitBreakerConfig(
         name="walk",
         failure_threshold=rng.choice([1, 2, 3]),
+        failure_rate_threshold=0.9,
+        slow_call_duration=0.1,
         recovery_timeout=0.5,
         half_open_max_calls=2,
         success_threshold=2,
@@ -410,7 +422,9 @@ def _walk(rng: random.Random, steps: int = 500) -> Iterator[tuple[str, set[str]]
             permits += [permit] if permit else []
         elif verb == "settle" and permits:
             permit = permits.pop() if rng.random() < 0.9 else permits[0]
-            store.settle(config, permit, Report(rng.choices(list(Outcome), [5, 4, 1])[0]))
+            store.settle(
+                config, permit, Report(rng.choices(list(Outcome), [5, 4, 1])[0], duration_ms=rng.choice([0, 100]))
+            )
         elif verb == "draw":
             store.draw(config, rng.choice([0, 3]))
         elif verb == "force":

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from omni_tasks.core import window
 from omni_tasks.core.model import (
     FOREVER_MS,
     Admission,
@@ -133,10 +134,14 @@ def settle(
             circuit = replace(circuit, stale=circuit.stale + 1)
         return circuit, Settlement(applied=False, state=before, retry_after_ms=_open_ms(circuit, now_ms))
     circuit = replace(circuit, calls=_without(circuit.calls, permit.id), probes=_without(circuit.probes, permit.id))
-    circuit = _count(circuit, report.outcome, now_ms)
+    slow = bool(config.slow_ms) and report.duration_ms >= config.slow_ms
+    circuit = _count(circuit, report.outcome, now_ms, slow=slow)
     if report.outcome is not Outcome.IGNORED and (permit.gen, permit.epoch) == (circuit.gen, circuit.epoch):
-        rule = _on_success if report.outcome is Outcome.SUCCESS else _on_failure
-        circuit = rule(circuit, config, permit, report, now_ms)
+        if circuit.state is CircuitState.CLOSED:
+            circuit = _while_closed(circuit, config, report, now_ms, slow=slow)
+        elif permit.probe:
+            circuit = _while_probing(circuit, config, report, now_ms, slow=slow)
+        # Else let through by the operator's word: evidence for the counters only.
     return circuit, Settlement(
         applied=True,
         state=circuit.effective_state,
@@ -145,44 +150,62 @@ def settle(
     )
 
 
-def _count(circuit: Circuit, outcome: Outcome, now_ms: int) -> Circuit:
-    if outcome is Outcome.SUCCESS:
-        return replace(
-            circuit,
-            succeeded=circuit.succeeded + 1,
-            successes_in_a_row=circuit.successes_in_a_row + 1,
-            last_success_ms=now_ms,
-        )
+def _count(circuit: Circuit, outcome: Outcome, now_ms: int, *, slow: bool) -> Circuit:
+    if outcome is Outcome.IGNORED:
+        return replace(circuit, ignored=circuit.ignored + 1)
+    circuit = replace(circuit, slow=circuit.slow + slow)
     if outcome is Outcome.FAILURE:
         return replace(circuit, failed=circuit.failed + 1, successes_in_a_row=0, last_failure_ms=now_ms)
-    return replace(circuit, ignored=circuit.ignored + 1)
+    return replace(
+        circuit,
+        succeeded=circuit.succeeded + 1,
+        successes_in_a_row=circuit.successes_in_a_row + 1,
+        last_success_ms=now_ms,
+    )
 
 
-def _on_success(
-    circuit: Circuit, config: CircuitBreakerConfig, permit: Permit, _report: Report, now_ms: int
+def _while_closed(
+    circuit: Circuit, config: CircuitBreakerConfig, report: Report, now_ms: int, *, slow: bool
 ) -> Circuit:
-    if circuit.state is CircuitState.CLOSED:
-        return grow_ramp(replace(circuit, failures=0))
-    if not permit.probe:
-        # Let through by the operator's word: evidence for the counters only.
-        return circuit
+    failed = report.outcome is Outcome.FAILURE
+    circuit = replace(circuit, failures=circuit.failures + 1 if failed else 0)
+    if config.failure_rate_ppm or config.slow_rate_ppm:
+        recent = window.record(circuit.window, config, failed=failed, slow=slow, now_ms=now_ms)
+        circuit = replace(circuit, window=recent)
+    if _trips(circuit, config, now_ms):
+        return _open(replace(circuit, tripped_at_ms=now_ms), config, report, now_ms)
+    return cut_ramp(circuit, least_mps=config.ramp_initial_mps, now_ms=now_ms) if failed else grow_ramp(circuit)
+
+
+def _trips(circuit: Circuit, config: CircuitBreakerConfig, now_ms: int) -> bool:
+    if config.failure_limit and circuit.failures >= config.failure_limit:
+        return True
+    if not circuit.window:
+        return False
+    counts = window.count(circuit.window, config, now_ms=now_ms)
+    if counts.calls < config.minimum_calls:
+        return False
+    return _reaches(counts.failed, counts.calls, config.failure_rate_ppm) or _reaches(
+        counts.slow, counts.calls, config.slow_rate_ppm
+    )
+
+
+def _reaches(bad: int, calls: int, rate_ppm: int) -> bool:
+    # Whole numbers on both sides: a rate is compared exactly.
+    return rate_ppm > 0 and bad * 1_000_000 >= rate_ppm * calls
+
+
+def _while_probing(
+    circuit: Circuit, config: CircuitBreakerConfig, report: Report, now_ms: int, *, slow: bool
+) -> Circuit:
+    if report.outcome is Outcome.FAILURE or (slow and config.slow_rate_ppm):
+        circuit = replace(circuit, failures=circuit.failures + 1, reopens=circuit.reopens + 1)
+        return _open(circuit, config, report, now_ms)
     circuit = replace(circuit, probe_successes=circuit.probe_successes + 1)
     if circuit.probe_successes < config.success_threshold:
         return circuit
     circuit = _enter(replace(circuit, failures=0, reopens=0, tripped_at_ms=0), CircuitState.CLOSED, now_ms)
     return start_ramp(circuit, rate_mps=config.ramp_initial_mps, now_ms=now_ms)
-
-
-def _on_failure(circuit: Circuit, config: CircuitBreakerConfig, permit: Permit, report: Report, now_ms: int) -> Circuit:
-    if circuit.state is CircuitState.CLOSED:
-        circuit = replace(circuit, failures=circuit.failures + 1)
-        if circuit.failures < config.failure_threshold:
-            return cut_ramp(circuit, least_mps=config.ramp_initial_mps, now_ms=now_ms)
-        return _open(replace(circuit, tripped_at_ms=now_ms), config, report, now_ms)
-    if not permit.probe:
-        return circuit
-    circuit = replace(circuit, failures=circuit.failures + 1, reopens=circuit.reopens + 1)
-    return _open(circuit, config, report, now_ms)
 
 
 def _open(circuit: Circuit, config: CircuitBreakerConfig, report: Report, now_ms: int) -> Circuit:
@@ -327,6 +350,7 @@ def _enter(circuit: Circuit, state: CircuitState, now_ms: int) -> Circuit:
         epoch=circuit.epoch + 1,
         changed_at_ms=now_ms,
         probe_successes=0,
+        window="",
         # The held tasks that were sent out to probe are still on their way when the first one half-opens the circuit.
         drawn=circuit.drawn if state is CircuitState.HALF_OPEN else 0,
         ramp_rate_mps=0,

@@ -73,6 +73,8 @@ class Circuit:
 
         probe_successes: Successful probes in this epoch.
 
+        window: The recent calls, as :mod:`omni_tasks.core.window` writes them; empty unless a rate rule is on.
+
         drawn: Held tasks sent out as probes at *drawn_ms* that have not asked for their permit yet.
 
         ramp_rate_mps: Calls per second the ramp allows, in thousandths.  0 when no ramp is on.
@@ -94,6 +96,7 @@ class Circuit:
     failures: int = 0
     reopens: int = 0
     probe_successes: int = 0
+    window: str = ""
     drawn: int = 0
     drawn_ms: int = 0
     ramp_rate_mps: int = 0
@@ -107,6 +110,7 @@ class Circuit:
     ignored: int = 0
     expired: int = 0
     stale: int = 0
+    slow: int = 0
     rejected: int = 0
     opened: int = 0
     half_opened: int = 0
@@ -191,19 +195,29 @@ class Admission:
     The answer to a :class:`Request`.
 
     Attributes:
-        permit: The permit to settle, or ``None`` when the call is refused.
+        permit: The permit to settle, or ``None`` when the call is refused or only watched.
 
         state: The state after the question was answered.
 
         retry_after_ms: Milliseconds until asking again can help: > 0 when refused, else 0.
 
         transition: What this question changed, or ``None``.
+
+        watched: Whether the circuit would have refused, but only watches: the call runs without a permit.
     """
 
     permit: Permit | None
     state: CircuitState
     retry_after_ms: int = 0
     transition: Transition | None = None
+    watched: bool = False
+
+    @property
+    def refused(self) -> bool:
+        """
+        Whether the call must not run.
+        """
+        return self.permit is None and not self.watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,9 +2,13 @@
 What a finished call says about the dependency.
 
 The question is always: is this evidence about the *dependency*, or only about
-this *request*?  An exception may answer for itself by carrying an attribute
-``circuit_outcome`` (``"success"``, ``"failure"`` or ``"ignored"``) and, with a
-failure, ``retry_after`` in seconds; any other exception is a failure.
+this *request*?  These answer it, the first that knows:
+
+1. the circuit's own ``classify(error, result)``;
+2. the exception itself, by an attribute ``circuit_outcome`` (``"success"``, ``"failure"`` or
+   ``"ignored"``); with a failure, ``retry_after`` in seconds;
+3. the circuit's ``ignored_exceptions``, then its ``counted_exceptions``;
+4. the rule: an exception is a failure, a result a success.
 """
 
 from __future__ import annotations
@@ -12,8 +16,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-__all__ = ["IGNORED", "SUCCESS", "Outcome", "Report", "report_of"]
+if TYPE_CHECKING:
+    from omni_tasks.core.policy import CircuitBreakerConfig
+
+__all__ = ["IGNORED", "SUCCESS", "Outcome", "Report", "judge"]
 
 
 class Outcome(StrEnum):
@@ -36,31 +44,58 @@ class Report:
         outcome: How the circuit should count it.
 
         retry_after_ms: The dependency's own word on when to come back, >= 0.  0 when it said nothing.
+
+        duration_ms: How long the call took by its process's own clock, >= 0.  0 when nobody measured.
     """
 
     outcome: Outcome
     retry_after_ms: int = 0
+    duration_ms: int = 0
 
 
 SUCCESS = Report(Outcome.SUCCESS)
 IGNORED = Report(Outcome.IGNORED)
 
 
-def report_of(error: BaseException) -> Report:
+def judge(
+    config: CircuitBreakerConfig, error: BaseException | None, result: object = None, *, duration: float = 0.0
+) -> Report:
     """
-    Classify the exception that ended a call.
+    Classify how a call ended.
 
     Args:
-        error: The exception as it was raised, not a pickled copy.
+        config: The circuit's rules.
+
+        error: The exception as it was raised, not a pickled copy; ``None`` when the call returned.
+
+        result: What it returned.
+
+        duration: How long it took, in seconds, by its process's own clock.  0 when nobody measured.
 
     Returns:
-        A failure, unless the exception says otherwise.
+        The report to settle the call's permit with.
     """
-    claimed = getattr(error, "circuit_outcome", Outcome.FAILURE)
-    outcome = Outcome(claimed) if claimed in list(Outcome) else Outcome.FAILURE
-    if outcome is not Outcome.FAILURE:
-        return Report(outcome)
-    return Report(outcome, _milliseconds(getattr(error, "retry_after", None)))
+    outcome = _claim(config.classify(error, result)) if config.classify else None
+    if outcome is None:
+        outcome = Outcome.SUCCESS if error is None else _outcome_of(config, error)
+    asked_ms = _milliseconds(getattr(error, "retry_after", None)) if outcome is Outcome.FAILURE else 0
+    return Report(outcome, asked_ms, max(round(duration * 1000), 0))
+
+
+def _outcome_of(config: CircuitBreakerConfig, error: BaseException) -> Outcome:
+    claimed = _claim(getattr(error, "circuit_outcome", None))
+    if claimed is not None:
+        return claimed
+    if isinstance(error, config.ignored_exceptions):
+        return Outcome.IGNORED
+    if config.counted_exceptions and not isinstance(error, config.counted_exceptions):
+        return Outcome.IGNORED
+    return Outcome.FAILURE
+
+
+def _claim(claimed: object) -> Outcome | None:
+    # Anything but one of our three words is no claim: a typo must not silence a circuit.
+    return Outcome(str(claimed)) if claimed in list(Outcome) else None
 
 
 def _milliseconds(seconds: object) -> int:

@@ -8,6 +8,7 @@ integer milliseconds, read from the ``*_ms`` properties.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from omni_tasks.errors import ConfigurationError
@@ -17,6 +18,12 @@ __all__ = ["CircuitBreakerConfig"]
 #: Longest time any setting may name: 30 days.  Keeps Unix milliseconds plus a duration
 #: far below 2**53, the largest integer that Lua holds exactly.
 LONGEST_SECONDS = 30 * 86_400.0
+
+#: What a circuit may do with its decisions.
+MODES = ("enforce", "shadow", "off")
+
+#: Most calls a window over calls looks back.
+LONGEST_WINDOW = 1_000
 
 #: Longest circuit name in characters.
 LONGEST_NAME = 128
@@ -30,11 +37,38 @@ class CircuitBreakerConfig:
     Attributes:
         name: What logs, refusals and metrics call it.  1-128 printable characters.
 
-        failure_threshold: Consecutive counted failures that trip the circuit.  1-1,000,000.
+        failure_threshold: Consecutive counted failures that trip the circuit; ``None`` for no such rule.  1-1,000,000.
+
+        failure_rate_threshold:
+            Share of failed calls in the window that trips the circuit; ``None`` for no such rule.  0.001-1.0.
+
+        slow_call_duration: From how long on a call is slow; ``None`` where none is.  0.001 s - 30 days.
+
+        slow_call_rate_threshold:
+            Share of slow calls in the window that trips the circuit; ``None`` for no such rule.  With it a
+            slow probe is no proof of health.  0.001-1.0.
+
+        minimum_calls: Calls the window must hold before a rate counts.  1-1,000.
+
+        window_calls: The window looks back over so many calls ...  1-1,000.
+
+        window_seconds: ... or, when this is set, over so long, moving on by a tenth of it.  0.01 s - 30 days.
 
         recovery_timeout: Time the circuit stays open before a probe.  0.001 s - 30 days.
 
         monitor_interval: Time between two looks of the monitor at this circuit.  0.001 s - 30 days.
+
+        mode:
+            ``"enforce"``; ``"shadow"`` decides, counts and announces but refuses nothing; ``"off"`` is as if
+            there were no circuit.
+
+        ignored_exceptions: Exceptions that say nothing about the dependency.
+
+        counted_exceptions: When not empty: only these count as failures, all others are ignored.
+
+        classify:
+            Asked first, with the exception or ``None`` and the result; answers ``"success"``,
+            ``"failure"``, ``"ignored"``, or ``None`` to leave it to the other rules.
 
         half_open_max_calls: Probes in flight at once, over the whole cluster.  1-1,000.
 
@@ -61,9 +95,19 @@ class CircuitBreakerConfig:
     """
 
     name: str
-    failure_threshold: int = 5
+    failure_threshold: int | None = 5
+    failure_rate_threshold: float | None = None
+    slow_call_duration: float | None = None
+    slow_call_rate_threshold: float | None = None
+    minimum_calls: int = 20
+    window_calls: int = 100
+    window_seconds: float | None = None
     recovery_timeout: float = 60.0
     monitor_interval: float = 10.0
+    mode: str = "enforce"
+    ignored_exceptions: tuple[type[BaseException], ...] = ()
+    counted_exceptions: tuple[type[BaseException], ...] = ()
+    classify: Callable[[BaseException | None, object], str | None] | None = None
     half_open_max_calls: int = 1
     success_threshold: int = 1
     probe_lease: float = 30.0
@@ -85,16 +129,45 @@ class CircuitBreakerConfig:
             raise ConfigurationError("name", name, f"1-{LONGEST_NAME} printable characters")
         for option, most in (
             ("failure_threshold", 1_000_000),
+            ("minimum_calls", LONGEST_WINDOW),
+            ("window_calls", LONGEST_WINDOW),
             ("half_open_max_calls", 1_000),
             ("success_threshold", 1_000_000),
         ):
             value = getattr(self, option)
+            if value is None and option == "failure_threshold":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ConfigurationError(option, value, f"a whole number from 1 to {most}")
         for option in ("recovery_timeout", "monitor_interval", "probe_lease", "call_lease", "max_recovery_timeout"):
             self._require_number(option, 0.001, LONGEST_SECONDS, "s")
         self._require_number("backoff_factor", 1.0, 10.0, "")
+        self._check_window()
+        if self.mode not in MODES:
+            raise ConfigurationError("mode", self.mode, "one of " + ", ".join(MODES))
+        for option in ("ignored_exceptions", "counted_exceptions"):
+            kinds: object = getattr(self, option)
+            if not isinstance(kinds, tuple) or not all(map(_is_exception_class, kinds)):
+                raise ConfigurationError(option, kinds, "a tuple of exception classes")
+        if self.classify is not None and not callable(self.classify):
+            raise ConfigurationError("classify", self.classify, "a function of an exception and a result")
         self._require_number("ramp_initial_rate", 1.0, 10_000.0, "per second")
+
+    def _check_window(self) -> None:
+        for option, least, most, unit in (
+            ("failure_rate_threshold", 0.001, 1.0, ""),
+            ("slow_call_rate_threshold", 0.001, 1.0, ""),
+            ("slow_call_duration", 0.001, LONGEST_SECONDS, "s"),
+            ("window_seconds", 0.01, LONGEST_SECONDS, "s"),
+        ):
+            if getattr(self, option) is not None:
+                self._require_number(option, least, most, unit)
+        if self.slow_call_rate_threshold is not None and self.slow_call_duration is None:
+            raise ConfigurationError("slow_call_duration", None, "set, because slow_call_rate_threshold is")
+        if self.window_seconds is None and self.minimum_calls > self.window_calls:
+            raise ConfigurationError("minimum_calls", self.minimum_calls, f"at most window_calls ({self.window_calls})")
+        if self.failure_threshold is None and self.failure_rate_threshold is self.slow_call_rate_threshold is None:
+            raise ConfigurationError("failure_threshold", None, "a number, because no rate trips the circuit either")
 
     def _require_number(self, option: str, least: float, most: float, unit: str) -> None:
         value = getattr(self, option)
@@ -138,6 +211,41 @@ class CircuitBreakerConfig:
         return round(self.backoff_factor * 1000)
 
     @property
+    def failure_limit(self) -> int:
+        """
+        Consecutive failures that trip; 0 for no such rule.
+        """
+        return self.failure_threshold or 0
+
+    @property
+    def failure_rate_ppm(self) -> int:
+        """
+        The failure rate that trips, in millionths; 0 for no such rule.
+        """
+        return round((self.failure_rate_threshold or 0) * 1_000_000)
+
+    @property
+    def slow_rate_ppm(self) -> int:
+        """
+        The rate of slow calls that trips, in millionths; 0 for no such rule.
+        """
+        return round((self.slow_call_rate_threshold or 0) * 1_000_000)
+
+    @property
+    def slow_ms(self) -> int:
+        """
+        From how many ms on a call is slow; 0 where none is.
+        """
+        return round((self.slow_call_duration or 0) * 1000)
+
+    @property
+    def window_ms(self) -> int:
+        """
+        The length of a window over time, in ms; 0 for one over calls.
+        """
+        return round((self.window_seconds or 0) * 1000)
+
+    @property
     def ramp_initial_mps(self) -> int:
         """
         The ramp's first rate in thousandths of a call per second.
@@ -150,3 +258,7 @@ class CircuitBreakerConfig:
         Every field's name: what a circuit's entry in the settings may hold.
         """
         return tuple(field.name for field in fields(cls))
+
+
+def _is_exception_class(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseException)

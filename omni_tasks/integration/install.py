@@ -91,7 +91,8 @@ class Integration:
         circuit = getattr(task, "circuit", None)
         if circuit is None or not self.manager.enabled:
             return None
-        return self.manager.get(circuit)
+        breaker = self.manager.get(circuit)
+        return breaker if breaker.enabled else None
 
     def call_later(self, seconds: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         """

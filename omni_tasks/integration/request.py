@@ -110,7 +110,7 @@ class CircuitRequest(Request):
             admission = breaker.acquire(
                 lease=self._lease(), paced=True, ticket=str(self._request_dict.get(TICKET_HEADER, ""))
             )
-            if admission.permit is not None:
+            if not admission.refused:
                 self._carry(admission.permit)
                 return True
             hold(self, breaker, admission.retry_after_ms / 1000)
@@ -124,9 +124,11 @@ class CircuitRequest(Request):
         """
         self._settle(IGNORED)
 
-    def _carry(self, permit: Permit) -> None:
+    def _carry(self, permit: Permit | None) -> None:
         self.permit = permit
-        self._request_dict[PERMIT_KEY] = [permit.id, permit.gen, permit.epoch, permit.probe, permit.local]
+        # An empty list says that the gate has decided and the circuit only watches.
+        fields = [permit.id, permit.gen, permit.epoch, permit.probe, permit.local] if permit else []
+        self._request_dict[PERMIT_KEY] = fields
 
     def _lease(self) -> float:
         limit = self.time_limits[0] or self.task.time_limit
@@ -175,7 +177,7 @@ class CircuitRequest(Request):
             # Somebody ended the task: that says nothing about its dependency.
             self._settle(IGNORED)
         else:
-            self._settle_local(report_of_attempt(error) or IGNORED)
+            self._settle_local_attempt(error)
         super().on_failure(exc_info, send_failed_event, return_ok)
         self._end_probe()
 
@@ -225,6 +227,11 @@ class CircuitRequest(Request):
         if permit is None or breaker is None:
             return 0.0
         return breaker.settle(permit, report).retry_after_ms / 1000
+
+    def _settle_local_attempt(self, error: BaseException) -> None:
+        breaker = self.breaker
+        if breaker is not None:
+            self._settle_local(report_of_attempt(breaker.config, error) or IGNORED)
 
     def _settle_local(self, report: Report) -> None:
         if self.permit is not None and self.permit.local:

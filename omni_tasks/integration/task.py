@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +21,8 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from omni_tasks.breaker import CircuitBreaker
 from omni_tasks.core.model import Permit
-from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report, report_of
+from omni_tasks.core.outcome import IGNORED, Outcome, Report, judge
+from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.errors import CircuitOpenError
 from omni_tasks.integration.install import init_app, integration_of
 from omni_tasks.integration.lot import TICKET_HEADER
@@ -34,8 +36,8 @@ __all__ = ["PERMIT_KEY", "CircuitBreakerTask", "HeldError", "report_of_attempt"]
 #: Where the gate puts the permit in the request's dictionary.
 PERMIT_KEY = "omni_permit"
 
-#: The permit of the task body that is running here, while it may still be held again.
-_probing: ContextVar[bool] = ContextVar("omni_tasks_probing", default=False)
+#: The circuit that the task body running here probes, while the task may still be held again.
+_probing: ContextVar[CircuitBreakerConfig | None] = ContextVar("omni_tasks_probing", default=None)
 
 
 class HeldError(Ignore):
@@ -103,7 +105,8 @@ class CircuitBreakerTask(Task):
         late; the body's own exception goes on to it instead.
         """
         cause = kwargs.get("exc") or sys.exc_info()[1]
-        if _probing.get() and isinstance(cause, Exception) and report_of(cause).outcome is Outcome.FAILURE:
+        probed = _probing.get()
+        if probed and isinstance(cause, Exception) and judge(probed, cause).outcome is Outcome.FAILURE:
             raise cause
         return super().retry(*args, **kwargs)
 
@@ -121,21 +124,21 @@ def _guarded(run: Any) -> Callable[..., Any]:
         call = functools.partial(function, self) if takes_self else function
         manager = integration_of(self.app).manager
         breaker = manager.get(str(self.circuit))
-        if not manager.enabled:
+        if not manager.enabled or not breaker.enabled:
             return call(*args, **kwargs)
         body = functools.partial(call, *args, **kwargs)
         request = self.request
         if request.called_directly or request.is_eager:
             return _run_here(breaker, body)
-        return _run_in_worker(self, breaker, take_permit(request), body)
+        return _run_in_worker(self, breaker, *take_permit(request), body)
 
     around._omni_guarded = True  # type: ignore[attr-defined] # noqa: SLF001 - a mark of our own
     return around
 
 
-def take_permit(request: Context) -> Permit | None:
+def take_permit(request: Context) -> tuple[bool, Permit | None]:
     """
-    Take the gate's permit out of a request.
+    Take the gate's decision out of a request: whether there is one, and its permit.
 
     Celery gives a retry's message the headers of the run before: neither the
     permit nor the ticket that paid for this start may pay for the next.
@@ -144,40 +147,46 @@ def take_permit(request: Context) -> Permit | None:
     for key in (PERMIT_KEY, TICKET_HEADER):
         if isinstance(request.headers, dict):
             request.headers.pop(key, None)
-    return Permit(*fields) if fields else None
+    return fields is not None, Permit(*fields) if fields else None
 
 
 def _run_here(breaker: CircuitBreaker, body: Callable[[], Any]) -> Any:
     # A direct or eager call: nobody is there to hold it, so a refusal is its caller's CircuitOpenError.
     permit = breaker.admit()
+    started = time.monotonic()
     try:
         with breaker.holding():
             result = body()
     except BaseException as error:
         if permit is not None:
-            breaker.settle(permit, report_of_attempt(error) or IGNORED)
+            breaker.settle(permit, report_of_attempt(breaker.config, error, started=started) or IGNORED)
         raise
     if permit is not None:
-        breaker.settle(permit, SUCCESS)
+        breaker.settle(permit, judge(breaker.config, None, result, duration=time.monotonic() - started))
     return result
 
 
 def _run_in_worker(
-    task: CircuitBreakerTask, breaker: CircuitBreaker, permit: Permit | None, body: Callable[[], Any]
+    task: CircuitBreakerTask,
+    breaker: CircuitBreaker,
+    decided: bool,  # noqa: FBT001 - goes with the permit, as take_permit() returns them
+    permit: Permit | None,
+    body: Callable[[], Any],
 ) -> Any:
-    if permit is None:
+    if not decided:
         # The gate could not decide; it let the message through rather than stop the worker.
         admission = breaker.acquire()
-        if admission.permit is None:
+        if admission.refused:
             raise HeldError(breaker.key, admission.retry_after_ms / 1000, failed=False)
         permit = admission.permit
-    hold_probe = permit.probe and task.probe_failure == "hold"
-    token = _probing.set(hold_probe)
+    hold_probe = permit is not None and permit.probe and task.probe_failure == "hold"
+    token = _probing.set(breaker.config if hold_probe else None)
+    started = time.monotonic()
     try:
         with breaker.holding():
             result = body()
     except BaseException as error:
-        report = report_of_attempt(error)
+        report = report_of_attempt(breaker.config, error, started=started)
         open_for = _settle(breaker, permit, report) if report else 0.0
         if hold_probe and report and report.outcome is Outcome.FAILURE:
             raise HeldError(breaker.key, open_for or breaker.config.recovery_timeout, failed=True) from error
@@ -189,31 +198,44 @@ def _run_in_worker(
         raise
     finally:
         _probing.reset(token)
-    _settle(breaker, permit, SUCCESS)
+    _settle(breaker, permit, judge(breaker.config, None, result, duration=time.monotonic() - started))
     return result
 
 
-def report_of_attempt(error: BaseException) -> Report | None:
+def report_of_attempt(
+    config: CircuitBreakerConfig, error: BaseException, *, started: float | None = None
+) -> Report | None:
     """
-    Classify what ended a body; ``None`` when the process is ending and its parent will report.
+    Classify what ended a body.
+
+    Args:
+        config: The circuit's rules.
+
+        error: What the body raised, Celery's own exceptions included.
+
+        started: ``time.monotonic()`` when the body began; ``None`` where that is not known.
+
+    Returns:
+        The report; ``None`` when the process is ending and its parent will report.
     """
+    duration = time.monotonic() - started if started is not None else 0.0
     if isinstance(error, Retry):
         # Under autoretry_for, and in "raise self.retry()", the reason is behind the Retry.
         cause = error.exc or error.__context__
-        return report_of(cause) if isinstance(cause, Exception) else IGNORED
+        return judge(config, cause, duration=duration) if isinstance(cause, Exception) else IGNORED
     if isinstance(error, (Ignore, Reject)):
         return IGNORED
-    return report_of(error) if isinstance(error, Exception) else None
+    return judge(config, error, duration=duration) if isinstance(error, Exception) else None
 
 
-def _settle(breaker: CircuitBreaker, permit: Permit, report: Report) -> float:
+def _settle(breaker: CircuitBreaker, permit: Permit | None, report: Report) -> float:
     """
     Report to the circuit.
 
     Returns:
         Seconds the circuit stays open from now; 0.0 unless it is open.
     """
-    if permit.local:
-        # Given by the parent's own circuit while the store was away: the parent settles it.
+    if permit is None or permit.local:
+        # Only watched, or given by the parent's own circuit while the store was away: the parent settles it.
         return 0.0
     return breaker.settle(permit, report).retry_after_ms / 1000

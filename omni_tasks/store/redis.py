@@ -113,6 +113,7 @@ class RedisStore:
             int(permit.probe),
             report.outcome.value,
             report.retry_after_ms,
+            int(bool(config.slow_ms) and report.duration_ms >= config.slow_ms),
         )
         return Settlement(
             applied=bool(applied),

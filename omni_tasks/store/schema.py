@@ -25,7 +25,7 @@ VERBS = ("acquire", "settle", "draw", "force", "reset")
 #: Scripts that do not take the prelude in front.
 STANDALONE = ("snapshot",)
 
-_TEXT_FIELDS = frozenset({"gen", "state", "override"})
+_TEXT_FIELDS = frozenset({"gen", "state", "override", "window"})
 _INT_FIELDS = tuple(f.name for f in fields(Circuit) if f.name not in _TEXT_FIELDS | {"calls", "probes"})
 
 
@@ -42,10 +42,10 @@ def circuit_keys(prefix: str, name: str) -> list[str]:
 
 def policy_arguments(config: CircuitBreakerConfig) -> list[int]:
     """
-    ARGV[2..10] of every script that takes the prelude.
+    ARGV[2..15] of every script that takes the prelude.
     """
     return [
-        config.failure_threshold,
+        config.failure_limit,
         config.recovery_ms,
         config.longest_open_ms,
         config.backoff_permille,
@@ -54,6 +54,11 @@ def policy_arguments(config: CircuitBreakerConfig) -> list[int]:
         config.probe_lease_ms,
         config.longest_lease_ms,
         config.ramp_initial_mps,
+        config.failure_rate_ppm,
+        config.slow_rate_ppm,
+        config.minimum_calls,
+        config.window_calls,
+        config.window_ms,
     ]
 
 
@@ -84,6 +89,7 @@ def circuit_from_reply(flat: object) -> Circuit:
     state, override = stored.get("state", ""), stored.get("override", "")
     return Circuit(
         gen=stored.get("gen", ""),
+        window=stored.get("window", ""),
         state=CircuitState(state) if state in list(CircuitState) else CircuitState.CLOSED,
         override=Override(override) if override in list(Override) else Override.AUTO,
         **numbers,

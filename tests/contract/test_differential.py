@@ -28,7 +28,7 @@ CLOCK_STEPS_MS = [0, 0, 1, 7, 100, 299, 300, 301, 499, 500, 501, 2000, 59_999, 1
 def _config(rng: random.Random) -> CircuitBreakerConfig:
     return CircuitBreakerConfig(
         name="differential {x}:y",
-        failure_threshold=rng.choice([1, 2, 5]),
+        failure_threshold=rng.choice([1, 2, 5, 50]),
         recovery_timeout=rng.choice([0.5, 2.0, 60.0]),
         half_open_max_calls=rng.choice([1, 2, 3]),
         success_threshold=rng.choice([1, 2]),
@@ -37,10 +37,16 @@ def _config(rng: random.Random) -> CircuitBreakerConfig:
         backoff_factor=rng.choice([1.0, 1.5, 2.0]),
         max_recovery_timeout=rng.choice([4.0, 3600.0]),
         ramp_initial_rate=rng.choice([1.0, 2.0, 50.0]),
+        failure_rate_threshold=rng.choice([None, 0.5, 1 / 3, 1.0]),
+        slow_call_duration=0.1,
+        slow_call_rate_threshold=rng.choice([None, None, 0.5, 0.9]),
+        minimum_calls=rng.choice([1, 2, 5]),
+        window_calls=rng.choice([5, 10]),
+        window_seconds=rng.choice([None, None, 0.5, 7.0, 600.0]),
     )
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(24))
 def test_both_stores_walk_the_same_path(seed: int, redis_client: redis.Redis, key_prefix: str) -> None:
     """Any sequence of verbs and clock steps leaves memory and Redis with equal answers and equal circuits."""
     rng = random.Random(seed)
@@ -64,7 +70,8 @@ def _question(
     verb = rng.choices(["acquire", "settle", "draw", "force", "reset"], [40, 40, 12, 2, 1])[0]
     if verb == "settle" and permits:
         permit = permits.pop(rng.randrange(len(permits))) if rng.random() < 0.9 else permits[0]
-        report = Report(rng.choices(list(Outcome), [5, 4, 1])[0], rng.choice([0, 0, 3000, 10**7]))
+        outcome = rng.choices(list(Outcome), [5, 4, 1])[0]
+        report = Report(outcome, rng.choice([0, 0, 3000, 10**7]), rng.choice([0, 0, 50, 99, 100, 101]))
         return lambda store: store.settle(config, permit, report)
     if verb == "draw":
         wanted = rng.choice([0, 1, 5, 1000])

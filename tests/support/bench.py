@@ -79,7 +79,7 @@ class Bench:
         """
         Fail until the circuit opens; *report* is the last failure.
         """
-        for _ in range(self.config.failure_threshold - 1):
+        for _ in range(self.config.failure_limit - 1):
             self.run()
         return self.run(report)
 

@@ -71,7 +71,7 @@ class Stand:
         """
         Fail until the circuit opens.
         """
-        for _ in range(config.failure_threshold - 1):
+        for _ in range(config.failure_limit - 1):
             self.run(config=config)
         return self.run(config=config)
 

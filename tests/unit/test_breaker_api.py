@@ -63,7 +63,7 @@ def _raise(error: BaseException) -> None:
 
 
 def _trip(breaker: CircuitBreaker) -> None:
-    for _ in range(breaker.config.failure_threshold):
+    for _ in range(breaker.config.failure_limit):
         with pytest.raises(DownError):
             breaker.call(_raise, DownError())
 

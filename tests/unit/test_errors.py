@@ -11,7 +11,8 @@ import pytest
 from celery.backends.base import Backend
 
 from omni_tasks import errors
-from omni_tasks.core.outcome import IGNORED, report_of
+from omni_tasks.core.outcome import IGNORED, judge
+from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.embedded import EmbeddedServerError
 from omni_tasks.errors import (
     CircuitOpenError,
@@ -117,4 +118,4 @@ def test_a_refusal_says_nothing_about_another_dependency() -> None:
     """
     A call that was refused by one circuit is neutral evidence in another.
     """
-    assert report_of(CircuitOpenError("dep", "open", 1.0)) == IGNORED
+    assert judge(CircuitBreakerConfig(name="dep"), CircuitOpenError("dep", "open", 1.0)) == IGNORED

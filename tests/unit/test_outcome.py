@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from omni_tasks.core.outcome import Outcome, Report, report_of
+from omni_tasks.core.outcome import Outcome, Report, judge
+from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.errors import CircuitOpenError
+
+CONFIG = CircuitBreakerConfig(name="outcome")
 
 
 def _error(**attributes: Any) -> Exception:
@@ -24,7 +27,7 @@ def test_any_exception_is_a_failure() -> None:
     """
     An exception that says nothing about itself counts against the dependency.
     """
-    assert report_of(_error()) == Report(Outcome.FAILURE)
+    assert judge(CONFIG, _error()) == Report(Outcome.FAILURE)
 
 
 @pytest.mark.parametrize("claimed", list(Outcome))
@@ -32,7 +35,7 @@ def test_an_exception_may_answer_for_itself(claimed: Outcome) -> None:
     """
     ``circuit_outcome`` is taken as it is, as a plain string too.
     """
-    assert report_of(_error(circuit_outcome=claimed.value)).outcome is claimed
+    assert judge(CONFIG, _error(circuit_outcome=claimed.value)).outcome is claimed
 
 
 @pytest.mark.parametrize("claimed", ["fine", "", None, 1, [], "FAILURE"])
@@ -40,7 +43,7 @@ def test_an_unknown_claim_is_a_failure(claimed: object) -> None:
     """
     What is none of the three outcomes does not talk the circuit out of a failure.
     """
-    assert report_of(_error(circuit_outcome=claimed)).outcome is Outcome.FAILURE
+    assert judge(CONFIG, _error(circuit_outcome=claimed)).outcome is Outcome.FAILURE
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,7 @@ def test_retry_after_is_read_from_a_failure(seconds: object, milliseconds: int) 
     """
     Seconds become milliseconds; anything but a positive number means that nothing was said.
     """
-    assert report_of(_error(retry_after=seconds)).retry_after_ms == milliseconds
+    assert judge(CONFIG, _error(retry_after=seconds)).retry_after_ms == milliseconds
 
 
 @pytest.mark.parametrize("seconds", [math.inf, -math.inf, math.nan])
@@ -59,18 +62,56 @@ def test_an_endless_retry_after_says_nothing(seconds: float) -> None:
     """
     Infinity and NaN do not hold a circuit open.
     """
-    assert report_of(_error(retry_after=seconds)).retry_after_ms == 0
+    assert judge(CONFIG, _error(retry_after=seconds)).retry_after_ms == 0
 
 
 def test_only_a_failure_carries_a_wait() -> None:
     """
     The ``retry_after`` of an ignored exception is not the dependency's.
     """
-    assert report_of(_error(circuit_outcome="ignored", retry_after=30)) == Report(Outcome.IGNORED)
+    assert judge(CONFIG, _error(circuit_outcome="ignored", retry_after=30)) == Report(Outcome.IGNORED)
 
 
 def test_a_refusal_by_another_circuit_is_neutral() -> None:
     """
     A call that was refused elsewhere never reached its dependency.
     """
-    assert report_of(CircuitOpenError("other", "open", 30.0)) == Report(Outcome.IGNORED)
+    assert judge(CONFIG, CircuitOpenError("other", "open", 30.0)) == Report(Outcome.IGNORED)
+
+
+def test_a_result_is_a_success_unless_the_circuit_says_otherwise() -> None:
+    """
+    ``classify`` is asked first, about results and exceptions alike, and may leave it to the other rules.
+    """
+
+    def classify(error: BaseException | None, result: object) -> str | None:
+        if isinstance(error, KeyError):
+            return "success"
+        return "failure" if error is None and result is None else None
+
+    config = CircuitBreakerConfig(name="outcome", classify=classify)
+    assert judge(config, None, "text").outcome is Outcome.SUCCESS
+    assert judge(config, None, None).outcome is Outcome.FAILURE
+    assert judge(config, KeyError()).outcome is Outcome.SUCCESS
+    assert judge(config, _error(circuit_outcome="ignored")).outcome is Outcome.IGNORED
+
+
+def test_exceptions_are_included_and_excluded_by_class() -> None:
+    """
+    Ignored classes win over counted ones; with counted ones, everything else is ignored.
+    """
+    config = CircuitBreakerConfig(
+        name="outcome", ignored_exceptions=(ConnectionResetError,), counted_exceptions=(OSError,)
+    )
+    assert judge(config, TimeoutError()).outcome is Outcome.FAILURE
+    assert judge(config, ConnectionResetError()).outcome is Outcome.IGNORED
+    assert judge(config, ValueError()).outcome is Outcome.IGNORED
+    assert judge(config, _error(circuit_outcome="failure")).outcome is Outcome.FAILURE
+
+
+def test_the_duration_is_reported_in_milliseconds() -> None:
+    """
+    A call's own duration goes with its report, never below zero.
+    """
+    assert judge(CONFIG, None, duration=0.25).duration_ms == 250
+    assert judge(CONFIG, None, duration=-1.0).duration_ms == 0

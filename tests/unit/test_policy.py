@@ -16,6 +16,12 @@ from omni_tasks.errors import ConfigurationError
 #: option -> the least and the most it may be.
 RANGES: dict[str, tuple[float, float]] = {
     "failure_threshold": (1, 1_000_000),
+    "failure_rate_threshold": (0.001, 1.0),
+    "slow_call_duration": (0.001, 2_592_000.0),
+    "slow_call_rate_threshold": (0.001, 1.0),
+    "minimum_calls": (1, 1_000),
+    "window_calls": (1, 1_000),
+    "window_seconds": (0.01, 2_592_000.0),
     "half_open_max_calls": (1, 1_000),
     "success_threshold": (1, 1_000_000),
     "recovery_timeout": (0.001, 2_592_000.0),
@@ -26,6 +32,27 @@ RANGES: dict[str, tuple[float, float]] = {
     "backoff_factor": (1.0, 10.0),
     "ramp_initial_rate": (1.0, 10_000.0),
 }
+
+
+#: Options that may be left out by name.
+OPTIONAL = {
+    "failure_threshold",
+    "failure_rate_threshold",
+    "slow_call_duration",
+    "slow_call_rate_threshold",
+    "window_seconds",
+}
+
+#: Options that are no numbers: option -> values that are refused.
+CHOICES: dict[str, list[object]] = {
+    "mode": ["", "enforcing", None, True],
+    "ignored_exceptions": [None, ValueError, [ValueError], (int,), ("OSError",)],
+    "counted_exceptions": [None, ValueError, [ValueError], (int,), ("OSError",)],
+    "classify": ["failure", 7, True],
+}
+
+#: With these, every option alone may take every value of its range.
+ROOM = {"failure_rate_threshold": 0.5, "slow_call_duration": 1.0, "window_seconds": 60.0}
 
 
 def _config(**options: Any) -> CircuitBreakerConfig:
@@ -39,8 +66,18 @@ def test_defaults() -> None:
     assert dataclasses.asdict(_config()) == {
         "name": "policy",
         "failure_threshold": 5,
+        "failure_rate_threshold": None,
+        "slow_call_duration": None,
+        "slow_call_rate_threshold": None,
+        "minimum_calls": 20,
+        "window_calls": 100,
+        "window_seconds": None,
         "recovery_timeout": 60.0,
         "monitor_interval": 10.0,
+        "mode": "enforce",
+        "ignored_exceptions": (),
+        "counted_exceptions": (),
+        "classify": None,
         "half_open_max_calls": 1,
         "success_threshold": 1,
         "probe_lease": 30.0,
@@ -55,7 +92,7 @@ def test_every_option_is_in_these_tests() -> None:
     """
     A new option cannot be added without its range being tested here.
     """
-    assert {"name", *RANGES} == set(CircuitBreakerConfig.option_names())
+    assert {"name", *RANGES, *CHOICES} == set(CircuitBreakerConfig.option_names())
 
 
 @pytest.mark.parametrize("option", RANGES)
@@ -64,7 +101,7 @@ def test_both_ends_of_a_range_are_allowed(option: str) -> None:
     The least and the most of each range can be configured.
     """
     for value in RANGES[option]:
-        assert getattr(_config(**{option: value}), option) == value
+        assert getattr(_config(**{**ROOM, option: value}), option) == value
 
 
 @pytest.mark.parametrize("option", RANGES)
@@ -73,9 +110,10 @@ def test_what_is_out_of_range_is_refused(option: str) -> None:
     Beyond either end, and with a value of another type, the message names option, value and range.
     """
     least, most = RANGES[option]
-    for value in (least - 1, most + 1, -least, math.inf, math.nan, str(least), True, None, [least]):
+    wrong = [least - 1, most + 1, -least, math.inf, math.nan, str(least), True, [least]]
+    for value in wrong if option in OPTIONAL else [*wrong, None]:
         with pytest.raises(ConfigurationError) as caught:
-            _config(**{option: value})
+            _config(**{**ROOM, option: value})
         assert caught.value.option == option
         message = str(caught.value)
         assert message.startswith(f"{option} must be a ")
@@ -83,7 +121,7 @@ def test_what_is_out_of_range_is_refused(option: str) -> None:
         assert message.endswith(f", got {value!r}")
 
 
-@pytest.mark.parametrize("option", ["failure_threshold", "half_open_max_calls", "success_threshold"])
+@pytest.mark.parametrize("option", ["failure_threshold", "half_open_max_calls", "minimum_calls", "window_calls"])
 def test_a_count_is_whole(option: str) -> None:
     """
     Half a failure is no threshold.
@@ -132,3 +170,13 @@ def test_a_configuration_is_frozen() -> None:
     """
     with pytest.raises(dataclasses.FrozenInstanceError):
         _config().failure_threshold = 1  # type: ignore[misc] # what is shown is that it raises
+
+
+@pytest.mark.parametrize("option", CHOICES)
+def test_what_is_no_choice_is_refused(option: str) -> None:
+    """
+    A mode that does not exist, classes that are no exceptions and a predicate that is no function are refused by name.
+    """
+    for value in CHOICES[option]:
+        with pytest.raises(ConfigurationError, match=f"^{option} must be "):
+            _config(**{option: value})

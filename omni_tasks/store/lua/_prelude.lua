@@ -6,7 +6,7 @@
   KEYS[3]  {prefix}:{<circuit>}:probes   zset  permit id -> lease deadline, Unix ms
 
   ARGV[1]      now_ms  int >= 0, or "" to use this server's TIME (production)
-  ARGV[2..10]  the policy, in the order of schema.py: policy_arguments()
+  ARGV[2..15]  the policy, in the order of schema.py: policy_arguments()
 
   Returns  nothing; the verb behind it does
   Writes   what tidy() takes back; the fields set() has noted, when save() is called
@@ -38,12 +38,17 @@ local policy = {
   probe_lease_ms = tonumber(ARGV[8]),
   longest_lease_ms = tonumber(ARGV[9]),
   ramp_initial_mps = tonumber(ARGV[10]),
+  failure_rate_ppm = tonumber(ARGV[11]),
+  slow_rate_ppm = tonumber(ARGV[12]),
+  minimum_calls = tonumber(ARGV[13]),
+  window_calls = tonumber(ARGV[14]),
+  window_ms = tonumber(ARGV[15]),
 }
 
 -- The circuit as stored.  A missing or unreadable number is 0 and an unreadable state is
 -- closed, so that no single lost field can wedge the circuit.  Numbers we never write, too
 -- large or negative, are unreadable.
-local TEXT = { gen = '', state = 'closed', override = 'auto' }
+local TEXT = { gen = '', state = 'closed', override = 'auto', window = '' }
 local STATES = { closed = true, open = true, half_open = true }
 local OVERRIDES = { auto = true, forced_open = true, forced_closed = true }
 local stored = {}
@@ -93,6 +98,7 @@ local function enter(state)
   add('epoch', 1)
   set('changed_at_ms', now)
   set('probe_successes', 0)
+  if c.window ~= '' then set('window', '') end
   if state ~= 'half_open' then set('drawn', 0) end
   set('ramp_rate_mps', 0)
   set('ramp_tokens', 0)

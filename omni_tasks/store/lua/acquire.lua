@@ -3,11 +3,11 @@
 
   KEYS[1..3]  see _prelude.lua
 
-  ARGV[1..10]  see _prelude.lua
-  ARGV[11]     permit_id  string, new for every attempt
-  ARGV[12]     lease_ms   int >= 0; 0 for the circuit's own lease
-  ARGV[13]     paced      1 when the ramp may refuse this call, else 0
-  ARGV[14]     ticket     "gen:epoch" of the draw that paid for this start, or ""
+  ARGV[1..15]  see _prelude.lua
+  ARGV[16]     permit_id  string, new for every attempt
+  ARGV[17]     lease_ms   int >= 0; 0 for the circuit's own lease
+  ARGV[18]     paced      1 when the ramp may refuse this call, else 0
+  ARGV[19]     ticket     "gen:epoch" of the draw that paid for this start, or ""
 
   Returns  {kind, gen, epoch, state, retry_after_ms, previous_state, failures}
            kind  "call" | "probe" | "" when refused
@@ -15,8 +15,8 @@
   Cost     O(log P + lapsed), P = permits outstanding
   Mirrors  omni_tasks/core/machine.py: acquire()
 ]]
-local permit_id, lease_ms = ARGV[11], tonumber(ARGV[12])
-local paced, paid_ticket = ARGV[13] == '1', ARGV[14]
+local permit_id, lease_ms = ARGV[16], tonumber(ARGV[17])
+local paced, paid_ticket = ARGV[18] == '1', ARGV[19]
 
 local function grant_call()
   if paid_ticket ~= ticket() then

@@ -3,8 +3,8 @@
 
   KEYS[1..3]  see _prelude.lua
 
-  ARGV[1..10]  see _prelude.lua
-  ARGV[11]     wanted  int >= 0, tasks held; with 0 a ramp that has not failed ends
+  ARGV[1..15]  see _prelude.lua
+  ARGV[16]     wanted  int >= 0, tasks held; with 0 a ramp that has not failed ends
 
   Returns  {count, ticket, state, ramping, previous_state, epoch, failures}
            ramping  1 while the circuit still limits the rate of starts, else 0
@@ -13,7 +13,7 @@
   Mirrors  omni_tasks/core/machine.py: draw()
 ]]
 local DRAWN_MS = 1000
-local wanted = tonumber(ARGV[11])
+local wanted = tonumber(ARGV[16])
 local count = 0
 
 tidy()

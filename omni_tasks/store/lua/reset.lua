@@ -3,8 +3,8 @@
 
   KEYS[1..3]  see _prelude.lua
 
-  ARGV[1..10]  see _prelude.lua
-  ARGV[11]     op_id  string, new for every reset
+  ARGV[1..15]  see _prelude.lua
+  ARGV[16]     op_id  string, new for every reset
 
   Returns  {state, previous_state, epoch, failures}
   Writes   all three keys; only gen and epoch go on, so old permits stay fenced
@@ -12,7 +12,7 @@
   Mirrors  omni_tasks/core/machine.py: reset()
 ]]
 local gen, epoch = c.gen, c.epoch
-if gen == '' then gen = ARGV[11] end
+if gen == '' then gen = ARGV[16] end
 redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
 stored = {}
 set('gen', gen)
