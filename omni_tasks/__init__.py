@@ -9,7 +9,14 @@ from omni_tasks.api import circuit_breaker, circuit_breaker_context
 from omni_tasks.breaker import CircuitBreaker, CircuitBreakerMetrics
 from omni_tasks.core.model import CircuitState
 from omni_tasks.core.policy import CircuitBreakerConfig
-from omni_tasks.errors import CircuitOpenError, ConfigurationError, OmniTasksError, ParkingError, StoreError
+from omni_tasks.errors import (
+    CircuitOpenError,
+    ConfigurationError,
+    OmniTasksError,
+    ParkingError,
+    StoreError,
+    UnknownCircuitError,
+)
 from omni_tasks.integration.install import get_lot, init_app
 from omni_tasks.integration.task import CircuitBreakerTask
 from omni_tasks.manager import CircuitBreakerManager, get_circuit_breaker_manager
@@ -28,6 +35,7 @@ __all__ = [
     "ParkingError",
     "ResilienceConfiguration",
     "StoreError",
+    "UnknownCircuitError",
     "circuit_breaker",
     "circuit_breaker_context",
     "get_circuit_breaker_manager",

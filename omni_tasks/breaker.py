@@ -349,7 +349,7 @@ class CircuitBreaker:
         """
         transition = self._store.reset(self.config, op_id=uuid.uuid4().hex)
         if self._logging:
-            log.info("circuit_breaker_reset", component=self.key, actor=actor, reason=reason)
+            log.warning("circuit_breaker_reset", component=self.key, actor=actor, reason=reason)
         self._announce(transition)
 
     def force_open(self, *, ttl: float | None = None, actor: str | None = None, reason: str | None = None) -> None:

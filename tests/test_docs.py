@@ -184,7 +184,13 @@ def test_readme_teaches_every_name() -> None:
     rows = table(README, "Name", "What it is")
     words = [word for row in rows for word in re.split(r"`, `", row["Name"].strip("`"))]
     names = {re.sub(r"\(.*", "", word).lstrip("@").removeprefix("omni_tasks.") for word in words}
-    assert names == set(omni_tasks.__all__) - {"ConfigurationError", "OmniTasksError", "ParkingError", "StoreError"}
+    assert names == set(omni_tasks.__all__) - {
+        "ConfigurationError",
+        "OmniTasksError",
+        "ParkingError",
+        "StoreError",
+        "UnknownCircuitError",
+    }
     [signals] = [row["What it is"] for row in rows if row["Name"] == "omni_tasks.signals"]
     assert sorted(re.findall(r"`(\w+)`", signals)) == sorted(omni_tasks.signals.__all__)
 

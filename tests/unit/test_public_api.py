@@ -31,7 +31,7 @@ FIXED = {
 }
 
 #: Errors to catch, and the held tasks.
-ADDED = {"ConfigurationError", "OmniTasksError", "ParkingError", "StoreError", "get_lot"}
+ADDED = {"ConfigurationError", "OmniTasksError", "ParkingError", "StoreError", "UnknownCircuitError", "get_lot"}
 
 EXCEPTIONS = [
     (omni_tasks.CircuitOpenError("dep", "open", 1.5), ("circuit", "state", "retry_after")),
@@ -39,6 +39,7 @@ EXCEPTIONS = [
     (omni_tasks.OmniTasksError("x"), ()),
     (omni_tasks.ParkingError("x"), ()),
     (omni_tasks.StoreError("x"), ()),
+    (omni_tasks.UnknownCircuitError("dep", ("database",)), ("circuit", "known")),
 ]
 
 
