@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from omni_tasks.embedded import EmbeddedServer, EmbeddedServerError, start_server
+from omni_tasks.manager import use_manager
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +38,16 @@ def redis_client(redis_server: EmbeddedServer) -> Iterator[redis.Redis]:
     client = redis.Redis.from_url(redis_server.url)
     yield client
     client.close()
+
+
+@pytest.fixture(autouse=True)
+def manager_of_its_own() -> Iterator[None]:
+    """
+    No test meets the manager that an application of the test before has left as the process's.
+    """
+    use_manager(None)
+    yield
+    use_manager(None)
 
 
 @pytest.fixture
