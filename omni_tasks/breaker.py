@@ -270,7 +270,7 @@ class CircuitBreaker:
         Raises:
             CircuitOpenError: Refused.
         """
-        if not self.enabled or self.config.name in _held.get():
+        if not self.enabled or self.is_held:
             # An outer call will report for both: asking again would make a probe refuse itself.
             return None
         admission = self.acquire()
@@ -318,6 +318,13 @@ class CircuitBreaker:
         Whether the circuit is there at all: its mode is not ``"off"``.
         """
         return self.config.mode != "off"
+
+    @property
+    def is_held(self) -> bool:
+        """
+        Whether the current call already runs on a permit of this circuit.
+        """
+        return self.config.name in _held.get()
 
     def refusal(self, admission: Admission) -> CircuitOpenError:
         """

@@ -80,7 +80,7 @@ class Lot:
         self._park = Script(client, (folder / "park.lua").read_text(encoding="utf-8"))
         self._unpark = Script(client, (folder / "unpark.lua").read_text(encoding="utf-8"))
 
-    def park(self, circuit: str, message: Message) -> int:
+    def park(self, circuit: str, message: Message, *, behind: bool = False) -> int:
         """
         Set a received message aside.  When this returns, the message may be acknowledged.
 
@@ -88,6 +88,9 @@ class Lot:
             circuit: Key of the circuit it waits for.
 
             message: As received, unacknowledged.
+
+            behind: Whether it leaves after all that wait now instead of by its age.  A probe that
+                failed does: a task that fails for reasons of its own must not be every probe.
 
         Returns:
             How often the message has been held, this time included.
@@ -104,7 +107,7 @@ class Lot:
         try:
             self._park(
                 keys=[*self._keys(circuit), self._superseded],
-                args=[tag, destination.priority, since_ms, *pieces, destination.key, self._remember_ms],
+                args=[tag, destination.priority, since_ms, *pieces, destination.key, self._remember_ms, int(behind)],
             )
         except (redis.RedisError, OSError) as error:
             raise ParkingError(f"the broker's Redis did not take the task: {type(error).__name__}: {error}") from error

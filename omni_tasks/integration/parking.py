@@ -4,6 +4,7 @@ Setting a task aside: parked durably, then acknowledged, then told.
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import TYPE_CHECKING
 
@@ -26,12 +27,14 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
 
-def hold(request: CircuitRequest, breaker: CircuitBreaker, retry_after: float) -> None:
+def hold(request: CircuitRequest, breaker: CircuitBreaker, retry_after: float, *, behind: bool = False) -> None:
     """
     Set a task aside until its circuit lets it go.
 
-    The order is the promise: when the message is acknowledged, the task is
-    already in the lot; until then the broker still owns it.
+    The order is the promise.  The state RETRY comes first: once the task is in
+    the lot another worker may already run it, and its outcome must stand.  When
+    the message is acknowledged the task is in the lot; until then the broker
+    still owns it.
 
     Args:
         request: Unacknowledged, and not running.
@@ -40,18 +43,22 @@ def hold(request: CircuitRequest, breaker: CircuitBreaker, retry_after: float) -
 
         retry_after: Seconds the circuit expects to stay open: the countdown users see.
 
+        behind: Whether it leaves after all that wait now, as a failed probe does.
+
     Raises:
         ParkingError: The lot did not take it; it is still unacknowledged.
     """
-    integration_of(request._app).lot.park(breaker.key, request._message)  # noqa: SLF001 - Celery has no public name for these
-    request.ack_at_end = False
-    request.acknowledge()
-    state.task_ready(request)
     try:
         _tell(request, breaker, retry_after)
     except Exception:
-        # The task is safe; only its visible state is behind.
+        # What counts is that the task is safe; only its visible state is behind.
         logger.exception("Could not publish that %s[%s] is held", request.name, request.id)
+    integration_of(request._app).lot.park(breaker.key, request._message, behind=behind)  # noqa: SLF001 - Celery has no public name for these
+    request.ack_at_end = False
+    request.acknowledge()
+    state.task_ready(request)
+    logger.info("Task %s[%s] held for circuit %s", request.name, request.id, breaker.key)
+    signals.task_held.send(sender=breaker.key, task_id=request.id, task_name=request.name, retry_after=retry_after)
 
 
 def _tell(request: CircuitRequest, breaker: CircuitBreaker, retry_after: float) -> None:
@@ -59,29 +66,33 @@ def _tell(request: CircuitRequest, breaker: CircuitBreaker, retry_after: float) 
     if request.store_errors:
         request.task.backend.mark_as_retry(request.id, refusal, request=request._context)  # noqa: SLF001 - see above
     request.send_event("task-retried", exception=safe_repr(refusal), traceback="")
-    logger.info("Task %s[%s] held: %s", request.name, request.id, refusal)
-    signals.task_held.send(sender=breaker.key, task_id=request.id, task_name=request.name, retry_after=retry_after)
 
 
 def hold_until_parked(
-    request: CircuitRequest, breaker: CircuitBreaker, retry_after: float, pause: float = _FIRST_PAUSE
+    request: CircuitRequest,
+    breaker: CircuitBreaker,
+    retry_after: float,
+    pause: float = _FIRST_PAUSE,
+    *,
+    behind: bool = False,
 ) -> None:
     """
     Set a task aside that has already run; where the lot is away, try again until it takes it.
     """
     try:
-        hold(request, breaker, retry_after)
+        hold(request, breaker, retry_after, behind=behind)
     except ParkingError as error:
         logger.error("Task %s[%s] cannot be held: %s; trying again in %g s", request.name, request.id, error, pause)  # noqa: TRY400 - one line; the cause is in it
-        again = (request, breaker, retry_after, min(pause * 2, _LONGEST_PAUSE))
-        integration_of(request._app).call_later(pause, hold_until_parked, again)  # noqa: SLF001 - see above
+        again = functools.partial(hold_until_parked, behind=behind)
+        arguments = (request, breaker, retry_after, min(pause * 2, _LONGEST_PAUSE))
+        integration_of(request._app).call_later(pause, again, arguments)  # noqa: SLF001 - see above
 
 
 def ask_again_later(request: CircuitRequest, error: ParkingError) -> None:
     """
     Leave a message unacknowledged and bring it to the gate again after a while.
     """
-    pause = request.pause = min(getattr(request, "pause", _FIRST_PAUSE / 2) * 2, _LONGEST_PAUSE)
+    pause = request.pause = min(request.pause * 2 or _FIRST_PAUSE, _LONGEST_PAUSE)
     logger.error("Task %s[%s] cannot be held: %s; asking again in %g s", request.name, request.id, error, pause)
     integration_of(request._app).call_later(pause, _ask_again, (request,))  # noqa: SLF001 - see above
 

@@ -66,6 +66,8 @@ class CircuitRequest(Request):
     ack_at_end = False
     #: Whether the task was set aside after its run had begun.
     held = False
+    #: Seconds since the last attempt to hold it was made in vain; 0 before the first.
+    pause = 0.0
     _in_gate = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -102,8 +104,8 @@ class CircuitRequest(Request):
             # Expired and revoked come before held: nobody waits for these.
             return False
         try:
-            if was_redelivered(self._message) and self._lot.is_superseded(self._message):
-                # The worker that had this copy died between parking it and acknowledging it.
+            if self._may_be_parked() and self._lot.is_superseded(self._message):
+                # Parked already: its worker died before the acknowledgement, or did not hear the lot's answer.
                 self.acknowledge()
                 state.task_ready(self)
                 return False
@@ -117,6 +119,9 @@ class CircuitRequest(Request):
         except ParkingError as error:
             ask_again_later(self, error)
         return False
+
+    def _may_be_parked(self) -> bool:
+        return self.pause > 0 or was_redelivered(self._message)
 
     def give_back(self) -> None:
         """
@@ -167,15 +172,15 @@ class CircuitRequest(Request):
             error = error.exc
         if isinstance(error, HeldError):
             self._settle_local(_FAILURE if error.failed else IGNORED)
-            self._hold_again(error.circuit, error.retry_after)
+            self._hold_again(error.circuit, error.retry_after, failed=error.failed)
             return
-        if isinstance(error, TimeLimitExceeded) and self._hung_probe():
+        if isinstance(error, TimeLimitExceeded) and not self._ended_by_hand() and self._hung_probe():
             return
-        if isinstance(error, (TimeLimitExceeded, WorkerLostError, SystemExit)):
-            self._settle(_FAILURE)
-        elif isinstance(error, Terminated):
-            # Somebody ended the task: that says nothing about its dependency.
+        if isinstance(error, Terminated) or self._ended_by_hand():
+            # That says nothing about the dependency.
             self._settle(IGNORED)
+        elif isinstance(error, (TimeLimitExceeded, WorkerLostError, SystemExit)):
+            self._settle(_FAILURE)
         else:
             self._settle_local_attempt(error)
         super().on_failure(exc_info, send_failed_event, return_ok)
@@ -193,6 +198,12 @@ class CircuitRequest(Request):
         if not soft:
             self._end_probe()
 
+    def _ended_by_hand(self) -> bool:
+        """
+        Whether the task was revoked or cancelled while it ran, or the worker is on its way out.
+        """
+        return bool(self._already_revoked or self._already_cancelled or state.should_terminate)
+
     def _hung_probe(self) -> bool:
         """
         Hold a probe again whose dependency did not answer before the hard time limit.
@@ -203,12 +214,12 @@ class CircuitRequest(Request):
         if breaker is None or permit is None or not permit.probe or self.task.probe_failure != "hold":
             return False
         open_for = self._settle(_FAILURE)
-        self._hold_again(breaker.key, open_for or breaker.config.recovery_timeout)
+        self._hold_again(breaker.key, open_for or breaker.config.recovery_timeout, failed=True)
         return True
 
-    def _hold_again(self, circuit: str, retry_after: float) -> None:
+    def _hold_again(self, circuit: str, retry_after: float, *, failed: bool) -> None:
         self.held = True
-        hold_until_parked(self, integration_of(self._app).manager.get(circuit), retry_after)
+        hold_until_parked(self, integration_of(self._app).manager.get(circuit), retry_after, behind=failed)
 
     def _end_probe(self) -> None:
         if self.ack_at_end and not self._already_cancelled:

@@ -124,7 +124,8 @@ def _guarded(run: Any) -> Callable[..., Any]:
         call = functools.partial(function, self) if takes_self else function
         manager = integration_of(self.app).manager
         breaker = manager.get(str(self.circuit))
-        if not manager.enabled or not breaker.enabled:
+        if not manager.enabled or not breaker.enabled or breaker.is_held:
+            # Held: a run() that calls super().run(), and the guard has done its work already.
             return call(*args, **kwargs)
         body = functools.partial(call, *args, **kwargs)
         request = self.request

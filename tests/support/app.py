@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from celery import Celery, Task
 from kombu.transport.virtual import Message
@@ -80,6 +81,48 @@ def unguarded(self: Task, seconds: float = 0.0) -> str:
     return str(self.request.id)
 
 
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0)
+def poison(self: Task) -> None:
+    """
+    Reach the dependency, then fail for a reason of its own.
+    """
+    dependency.call(self.request.id)
+    raise ValueError(self.request.id)
+
+
+class Parent(CircuitBreakerTask):
+    """
+    A class-based task with a body of its own.
+    """
+
+    circuit = "dep"
+    name = "tests.support.app.parent"
+
+    def run(self) -> str:
+        """
+        Call the dependency.
+        """
+        dependency.call(self.request.id)
+        return str(self.request.id)
+
+
+class Child(Parent):
+    """
+    A task whose body uses its parent's.
+    """
+
+    name = "tests.support.app.child"
+
+    def run(self) -> str:
+        """
+        Call the parent's body.
+        """
+        return super().run()
+
+
+app.register_task(Child())
+
+
 if os.environ.get("TEST_CRASH") == "after_park":
     _park = Lot.park
 
@@ -89,3 +132,13 @@ if os.environ.get("TEST_CRASH") == "after_park":
         raise AssertionError
 
     Lot.park = _park_and_die  # type: ignore[method-assign] # the crash that is tested
+
+
+if "TEST_SLOW_RETRY" in os.environ:
+    _mark_as_retry = app.backend.mark_as_retry
+
+    def _mark_slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(float(os.environ["TEST_SLOW_RETRY"]))
+        return _mark_as_retry(*arguments, **options)
+
+    type(app.backend).mark_as_retry = staticmethod(_mark_slowly)

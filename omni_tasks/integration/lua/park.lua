@@ -14,6 +14,7 @@
   ARGV[6]  after      string, the rest
   ARGV[7]  list       string, the Redis list it goes back to
   ARGV[8]  keep_ms    int >= 1, how long a redelivered copy may still turn up
+  ARGV[9]  behind     1 to leave after all that wait now, 0 to leave by age
 
   Returns  1 when it was parked now, 0 when this copy had been parked before
   Writes   all four keys
@@ -29,8 +30,9 @@ if redis.call('ZSCORE', KEYS[4], ARGV[1]) then return 0 end
 redis.call('ZADD', KEYS[4], now + tonumber(ARGV[8]), ARGV[1])
 local since = tonumber(ARGV[3])
 if since == 0 then since = now end
+local place = ARGV[9] == '1' and now or since
 -- Unix ms stay below the step for 250 years, so priority comes before age.
-redis.call('ZADD', KEYS[1], string.format('%.0f', tonumber(ARGV[2]) * 1e13 + since), ARGV[1])
+redis.call('ZADD', KEYS[1], string.format('%.0f', tonumber(ARGV[2]) * 1e13 + place), ARGV[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[4] .. string.format('%.0f', since) .. ARGV[5] .. '\0' .. ARGV[6])
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[7])
 return 1

@@ -1,0 +1,80 @@
+"""
+What a circuit must not be misled by: poison, inheritance, an operator's hand, a slow backend.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.acceptance.conftest import Stage
+from tests.support.eventually import eventually
+
+pytestmark = pytest.mark.acceptance
+
+
+def _trip(stage: Stage) -> None:
+    stage.dependency.set(up=False)
+    stage.send("plain", stage.circuit["failure_threshold"])
+    eventually(lambda: stage.breaker.state == "open", within=20, what="circuit open")
+
+
+def test_a_task_that_always_fails_is_not_every_probe(stage: Callable[..., Stage]) -> None:
+    """The oldest held task fails for reasons of its own; the next probe is another, and the circuit closes."""
+    play = stage(recovery_timeout=1.0)
+    play.worker()
+    _trip(play)
+    [poison] = play.send("poison")
+    eventually(lambda: play.held() == 1, within=10, what="the poison is held first")
+    good = play.send("plain", 5)
+    eventually(lambda: play.held() == 6, within=10, what="all held")
+    play.dependency.set(up=True)
+    assert [result.get(timeout=20)["retries"] for result in good] == [0] * 5
+    eventually(lambda: poison.state == "FAILURE", within=20, what="outside a probe, its failure is its own")
+
+
+def test_a_body_that_calls_its_parents_body_is_one_attempt(stage: Callable[..., Stage]) -> None:
+    """run() calling super().run() takes one permit, so as a probe it does not refuse itself."""
+    play = stage(recovery_timeout=1.0)
+    play.worker()
+    [first] = play.send("child")
+    assert first.get(timeout=10) == first.id
+    assert play.breaker.get_metrics().total_requests == 1
+    _trip(play)
+    [probe] = play.send("child")
+    eventually(lambda: play.held() == 1, within=10, what="held")
+    play.dependency.set(up=True)
+    assert probe.get(timeout=20) == probe.id
+    assert play.breaker.state == "closed"
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGKILL"])
+def test_a_terminated_task_says_nothing_about_its_dependency(stage: Callable[..., Stage], signal_name: str) -> None:
+    """Revoking running tasks with terminate frees their permits and trips nothing."""
+    play = stage(failure_threshold=2)
+    play.worker()
+    play.dependency.set(up=True, delay=60)
+    running = play.send("plain", 4)
+    eventually(lambda: len(play.dependency.calls()) == 4, within=10, what="four run")
+    for result in running:
+        result.revoke(terminate=True, signal=signal_name)
+    eventually(lambda: play.breaker.get_metrics().outstanding_requests == 0, within=10, what="permits are back")
+    metrics = play.breaker.get_metrics()
+    assert (metrics.state, metrics.failed_requests) == ("closed", 0)
+
+
+def test_the_outcome_of_a_returned_task_stands(stage: Callable[..., Stage]) -> None:
+    """However slowly RETRY is written, a task that another worker has finished meanwhile does not end as RETRY."""
+    play = stage()
+    play.breaker.force_open()
+    slow = play.worker(environment={"TEST_SLOW_RETRY": "2"}, concurrency=1)
+    [result] = play.send("plain")
+    eventually(lambda: f"{result.id}] received" in slow.log, within=10, what="the slow worker has it")
+    play.breaker.release_force()
+    play.worker(concurrency=1)
+    assert result.get(timeout=20)["holds"] == 1
+    deadline = time.monotonic() + 3
+    eventually(lambda: time.monotonic() > deadline, within=5, what="nothing comes late")
+    assert result.state == "SUCCESS"
