@@ -406,7 +406,8 @@ def test_the_scripts_keep_the_invariants_in_step_with_the_model(redis_client: re
     run_state_machine_as_test(
         make,
         settings=settings(
-            max_examples=-(-steps // STEPS_PER_WALK),
+            # Some walks end before their last step.
+            max_examples=-(-steps // (STEPS_PER_WALK * 3 // 4)),
             stateful_step_count=STEPS_PER_WALK,
             derandomize="OMNI_STATEFUL_STEPS" not in os.environ,
             database=None,
@@ -416,6 +417,7 @@ def test_the_scripts_keep_the_invariants_in_step_with_the_model(redis_client: re
         ),
     )
     print(f"{seen.total():,} steps: {dict(sorted(seen.items()))}")  # noqa: T201 - the figure of the nightly run
+    assert seen.total() >= steps
     if steps >= DEFAULT_STEPS:
         # Every verb was tried in every state, or the run has shown little.
         assert {
