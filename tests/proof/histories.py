@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from typing import Any, Protocol
@@ -23,9 +22,8 @@ from omni_tasks.core.model import Admission, Circuit, Override, Permit, Request
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.store.redis import RedisStore
-from omni_tasks.store.schema import circuit_keys
 from tests.proof.linearizability import Call, Operation, apply
-from tests.proof.patched import patched_store, stored_permits
+from tests.proof.patched import patched_store
 from tests.support.clock import START_MS, Clock
 
 __all__ = ["CONFIGS", "PROCESSES", "Pool", "RacyStore", "pool"]
@@ -68,7 +66,7 @@ class _Scripts:
     def __call__(self, config: CircuitBreakerConfig, operation: Operation) -> object:
         self._clock.now_ms, asked = operation.now_ms, operation.asked
         if asked is None:
-            raise ValueError("asked: a reading is made when all processes are done")
+            return self._store.read([config])[0]
         if isinstance(asked, Request):
             return self._store.acquire(config, asked)
         if isinstance(asked, int):
@@ -113,13 +111,16 @@ def _ask_at_random(ask: _Asks, config: CircuitBreakerConfig, rng: random.Random,
     permits, requests = list[Permit](), list[Request]()
     for number in range(OPERATIONS):
         now_ms = START_MS + number // 3 * _TICK_MS + rng.choice([0, 0, 0, 1, 100, -50])
-        verb = rng.choices(["acquire", "again", "settle", "draw", "operator"], [40, 12, 40, 6, 2])[0]
+        verb = rng.choices(["acquire", "again", "settle", "read", "draw", "operator"], [35, 10, 35, 12, 6, 2])[0]
         asked: Any
         if verb == "settle" and permits:
             permit = permits[-1] if rng.random() < 0.2 else permits.pop(rng.randrange(len(permits)))
             asked = permit, Report(rng.choices(list(Outcome), [4, 5, 1])[0])
         elif verb == "again" and requests:
             asked = rng.choice(requests)
+        elif verb == "read":
+            # It shows what later answers depend on, so a wrong order is found out soon.
+            asked = None
         elif verb == "draw":
             asked = rng.choice([0, 1, 5])
         elif verb == "operator":
@@ -129,12 +130,16 @@ def _ask_at_random(ask: _Asks, config: CircuitBreakerConfig, rng: random.Random,
             shared = rng.random() < 0.2
             asked = Request(permit_id=f"shared-{number}" if shared else f"{name}-{number}", paced=rng.random() < 0.5)
             requests.append(asked)
-        operation = Operation(asked=asked, now_ms=now_ms)
-        called_ns = time.monotonic_ns()
-        answer = ask(config, operation)
-        yield Call(called_ns, time.monotonic_ns(), operation, answer)
-        if isinstance(answer, Admission) and answer.permit:
-            permits.append(answer.permit)
+        call = _asked(ask, config, Operation(asked=asked, now_ms=now_ms))
+        yield call
+        if isinstance(call.answer, Admission) and call.answer.permit:
+            permits.append(call.answer.permit)
+
+
+def _asked(ask: _Asks, config: CircuitBreakerConfig, operation: Operation) -> Call:
+    called_ns = time.monotonic_ns()
+    answer = ask(config, operation)
+    return Call(called_ns, time.monotonic_ns(), operation, answer)
 
 
 def _work(url: str, pipe: Connection, barrier: Barrier) -> None:
@@ -172,24 +177,14 @@ class Pool:
             patches: Of the scripts; ``None`` for a :class:`RacyStore`.
 
         Returns:
-            Every operation; for the scripts the circuit as it was left comes last.
+            Every operation; a reading of the circuit as it was left comes last.
         """
         prefix = f"history-{uuid.uuid4().hex[:12]}"
         for number, pipe in enumerate(self._pipes):
             pipe.send((prefix, patches, config, seed, f"w{number}"))
         calls = list(itertools.chain.from_iterable(pipe.recv() for pipe in self._pipes))
-        if patches is not None:
-            calls.append(self._reading(prefix, config))
+        calls.append(_asked(_asker(self._client, prefix, patches), config, Operation(asked=None, now_ms=START_MS)))
         return calls
-
-    def _reading(self, prefix: str, config: CircuitBreakerConfig) -> Call:
-        called_ns = time.monotonic_ns()
-        circuit = RedisStore(self._client, prefix=prefix).read([config])[0].circuit
-        keys = circuit_keys(prefix, config.name)
-        calls, probes = (stored_permits(self._client, key) for key in keys[1:])
-        left = replace(circuit, calls=calls, probes=probes)
-        self._client.delete(*keys)
-        return Call(called_ns, time.monotonic_ns(), Operation(asked=None, now_ms=0), left)
 
 
 @contextmanager

@@ -10,13 +10,14 @@ specification reads no clock.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 from omni_tasks.core import machine
 from omni_tasks.core.model import Circuit, Override, Permit, Request
 from omni_tasks.core.outcome import Report
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.store.base import Reading
 
 __all__ = ["Call", "Operation", "Verdict", "apply", "check"]
 
@@ -68,7 +69,13 @@ def apply(circuit: Circuit, config: CircuitBreakerConfig, operation: Operation) 
     """
     asked, now_ms = operation.asked, operation.now_ms
     if asked is None:
-        return circuit, circuit
+        return circuit, Reading(
+            circuit=replace(circuit, calls={}, probes={}),
+            now_ms=now_ms,
+            calls=len(circuit.calls),
+            probes=len(circuit.probes),
+            first_lease_ms=min(circuit.probes.values(), default=0),
+        )
     if isinstance(asked, Request):
         return machine.acquire(circuit, config, asked, now_ms=now_ms)
     if isinstance(asked, int):
