@@ -139,7 +139,8 @@ def settle(
     if report.outcome is not Outcome.IGNORED and (permit.gen, permit.epoch) == (circuit.gen, circuit.epoch):
         if circuit.state is CircuitState.CLOSED:
             circuit = _while_closed(circuit, config, report, now_ms, slow=slow)
-        elif permit.probe:
+        elif permit.probe and circuit.state is CircuitState.HALF_OPEN:
+            # A question asked again after its epoch is answered with the present one, which may be open.
             circuit = _while_probing(circuit, config, report, now_ms, slow=slow)
         # Else let through by the operator's word: evidence for the counters only.
     return circuit, Settlement(

@@ -138,7 +138,7 @@ if held > 0 then
   if outcome ~= 'ignored' and given_in == ticket() then
     if c.state == 'closed' then
       while_closed()
-    elseif probe then
+    elseif probe and c.state == 'half_open' then
       while_probing()
     end
   end

@@ -1,0 +1,425 @@
+"""
+The Redis scripts walk in step with the pure machine, and what must always hold does, after every single step.
+
+``OMNI_STATEFUL_STEPS`` is the number of steps: 5,000 by default, the same ones every time; 100,000 every night, and
+whenever it is set the steps are new ones.  The numbers I1-I18 are those of the invariants the checks state.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import Counter
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from omni_tasks.core import machine
+from omni_tasks.core.model import FOREVER_MS, Admission, Circuit, CircuitState, Override, Permit, Request
+from omni_tasks.core.outcome import Outcome, Report
+from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.store.redis import RedisStore
+from omni_tasks.store.schema import circuit_keys
+from tests.proof.patched import stored_permits
+from tests.support.clock import Clock
+
+DEFAULT_STEPS = 5_000
+STEPS_PER_WALK = 50
+
+LEGAL = {("closed", "open"), ("open", "half_open"), ("half_open", "closed"), ("half_open", "open")}
+
+#: What a report that is not of the current epoch may change: nothing that decides about the next call.
+REPORTED = {
+    *("calls", "probes", "succeeded", "failed", "ignored", "stale", "slow"),
+    *("successes_in_a_row", "last_failure_ms", "last_success_ms"),
+}
+
+CONFIGS = st.builds(
+    CircuitBreakerConfig,
+    name=st.just("stateful {x}:y"),
+    failure_threshold=st.sampled_from([1, 2, 3]),
+    recovery_timeout=st.sampled_from([0.5, 2.0]),
+    half_open_max_calls=st.sampled_from([1, 2, 3]),
+    success_threshold=st.sampled_from([1, 2]),
+    probe_lease=st.sampled_from([0.3, 5.0]),
+    call_lease=st.sampled_from([5.0, 60.0]),
+    backoff_factor=st.sampled_from([1.0, 1.5, 2.0]),
+    max_recovery_timeout=st.sampled_from([4.0, 3600.0]),
+    ramp_initial_rate=st.sampled_from([1.0, 50.0]),
+    failure_rate_threshold=st.sampled_from([None, 0.5, 1 / 3]),
+    slow_call_duration=st.just(0.1),
+    slow_call_rate_threshold=st.sampled_from([None, 0.5]),
+    minimum_calls=st.sampled_from([1, 2, 5]),
+    window_calls=st.sampled_from([5, 10]),
+    window_seconds=st.sampled_from([None, 0.5, 7.0]),
+)
+
+#: How many steps were made in which state with which verb.
+Seen = Counter[tuple[str, str]]
+
+
+class Walk(RuleBasedStateMachine):
+    """
+    A circuit on a real server, its model beside it, and one clock for both.
+    """
+
+    def __init__(self, client: redis.Redis, seen: Seen) -> None:
+        """
+        Walk on *client*, counting into *seen*.
+        """
+        super().__init__()
+        self.client, self.seen = client, seen
+        self.prefix = f"stateful-{uuid.uuid4().hex[:12]}"
+        self.clock = Clock()
+        self.store = RedisStore(client, prefix=self.prefix, now_ms=self.clock)
+        self.config = CircuitBreakerConfig(name="unused")
+        self.model = self.before = Circuit()
+        self.requests: list[Request] = []
+        self.permits: list[Permit] = []
+        self.reports: list[tuple[Permit, Report]] = []
+        self.epochs: set[tuple[str, int]] = set()
+        self.asked = 0
+        # With only some of its keys lost, a circuit's account cannot come out even.
+        self.whole = True
+
+    @initialize(config=CONFIGS)
+    def configure(self, config: CircuitBreakerConfig) -> None:
+        """
+        Begin with a circuit nobody has used.
+        """
+        self.config = config
+        self.keys = circuit_keys(self.prefix, config.name)
+
+    # Verbs
+
+    @rule(lease=st.sampled_from([0, 0, 50, 10_000]), paced=st.booleans(), paid=st.booleans())
+    def acquire(self, lease: int, paced: bool, paid: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
+        """
+        A new call asks.
+        """
+        ticket = f"{self.model.gen}:{self.model.epoch}" if paid else ""
+        self._acquire(Request(permit_id=f"p{self._number()}", lease_ms=lease, paced=paced, ticket=ticket))
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def acquire_again(self, data: st.DataObject) -> None:
+        """
+        A caller whose answer got lost asks again.
+        """
+        request = data.draw(st.sampled_from(self.requests[-8:]))
+        held = {**self.model.calls, **self.model.probes}.get(request.permit_id, 0) > self.clock.now_ms
+        probe = request.permit_id in self.model.probes
+        answer = self._acquire(request)
+        if held:
+            # I8: the question again, while its permit is held.
+            assert answer.permit is not None
+            assert (answer.permit.id, answer.permit.probe) == (request.permit_id, probe)
+            assert self.model.admitted == self.before.admitted
+
+    @precondition(lambda self: self.permits)
+    @rule(
+        data=st.data(),
+        outcome=st.sampled_from([Outcome.SUCCESS, Outcome.FAILURE, Outcome.FAILURE, Outcome.IGNORED]),
+        wait=st.sampled_from([0, 0, 3000, 10**7]),
+        took=st.sampled_from([0, 99, 100]),
+    )
+    def settle(self, data: st.DataObject, outcome: Outcome, wait: int, took: int) -> None:
+        """
+        Some call of any age ends.
+        """
+        permit = data.draw(st.sampled_from(self.permits))
+        self.permits.remove(permit)
+        self._settle(permit, Report(outcome, wait, took))
+
+    @precondition(lambda self: self.permits)
+    @rule(outcome=st.sampled_from([Outcome.SUCCESS, Outcome.FAILURE]))
+    def settle_newest(self, outcome: Outcome) -> None:
+        """
+        The newest call ends.
+        """
+        self._settle(self.permits.pop(), Report(outcome))
+
+    @precondition(lambda self: self.reports)
+    @rule(data=st.data())
+    def settle_again(self, data: st.DataObject) -> None:
+        """
+        A caller whose answer got lost reports again.
+        """
+        permit, report = data.draw(st.sampled_from(self.reports[-8:]))
+        if permit.id not in self.model.calls and permit.id not in self.model.probes:
+            # I8: nothing is counted twice.
+            assert not self._settle(permit, report)
+
+    @rule(wanted=st.sampled_from([0, 1, 5, 1000]))
+    def draw(self, wanted: int) -> None:
+        """
+        The mover asks how many held tasks may go.
+        """
+        self._begin("draw")
+        self.model, expected = machine.draw(self.model, self.config, wanted=wanted, now_ms=self.clock.now_ms)
+        assert self.store.draw(self.config, wanted) == expected
+        self._check_arrow(lapsed=True)
+        self._check_waits()
+
+    @rule(
+        override=st.sampled_from([*Override, None]),
+        ttl_ms=st.sampled_from([0, 100, 5000]),
+        rarely=st.integers(0, 3),
+    )
+    def operate(self, override: Override | None, ttl_ms: int, rarely: int) -> None:
+        """
+        The operator speaks, seldom, and takes it back soon.
+        """
+        if self.model.override is not Override.AUTO and rarely:
+            self._force(Override.AUTO, 0)
+        elif rarely == 0:
+            self._reset() if override is None else self._force(override, ttl_ms)
+
+    # The world
+
+    @rule(data=st.data(), off=st.sampled_from([-1, 0, 0, 1]))
+    def advance_to_an_edge(self, data: st.DataObject, off: int) -> None:
+        """
+        Time passes until something ends, or 1 ms less or more.
+        """
+        circuit, now = self.model, self.clock.now_ms
+        ends = {circuit.open_until_ms, circuit.drawn_ms + machine.DRAWN_MS, *circuit.calls.values()}
+        ends |= {*circuit.probes.values(), circuit.override_until_ms if circuit.override_until_ms < FOREVER_MS else 0}
+        if self.config.window_ms:
+            width = -(-self.config.window_ms // 10)
+            ends |= {(now // width + 1) * width, (now // width + 10) * width}
+        ahead = sorted(end for end in ends if end > now)
+        if ahead:
+            self._begin("time")
+            self.clock.advance(max(data.draw(st.sampled_from(ahead)) + off - now, 0))
+
+    @rule(step=st.sampled_from([1, 50, 299, 300, 499, 500, 501, 2000, 60_000, -1, -50, -5000, -3_600_000]))
+    def step_clock(self, step: int) -> None:
+        """
+        The server's clock steps, back too.
+        """
+        self._begin("time")
+        self.clock.advance(step)
+
+    @rule(lost=st.sampled_from([(0,), (1,), (2,), (0, 1, 2), (0, 1, 2)]), happens=st.integers(0, 4))
+    def lose(self, lost: tuple[int, ...], happens: int) -> None:
+        """
+        Keys get lost, seldom.
+        """
+        if happens:
+            return
+        self._begin("loss")
+        self.client.delete(*(self.keys[number] for number in lost))
+        if 0 in lost:
+            self.model = Circuit(calls=self.model.calls, probes=self.model.probes)
+            # A permit's id is new for every attempt, so no question is asked again in another incarnation.
+            self.requests.clear()
+        self.model = replace(
+            self.model,
+            calls={} if 1 in lost else self.model.calls,
+            probes={} if 2 in lost else self.model.probes,
+        )
+        self.whole = len(lost) == len(self.keys)
+
+    @rule(off=st.sampled_from([-1, 0, 0, 1]))
+    def run_until_it_probes(self, off: int) -> None:
+        """
+        The dependency fails for long enough.
+        """
+        # The walk alone is seldom patient enough to find a probe.
+        for _ in range(self.config.failure_limit + 1):
+            permit = self._acquire(Request(permit_id=f"p{self._number()}")).permit
+            if self.model.state is CircuitState.OPEN:
+                self.clock.advance(max(self.model.open_until_ms + off - self.clock.now_ms, 0))
+            elif permit and not permit.probe:
+                self._settle(permit, Report(Outcome.FAILURE))
+
+    # What must always hold
+
+    @invariant()
+    def redis_equals_the_model(self) -> None:
+        """
+        Every stored field parses and is the model's, within bounds; reading it changes no byte.
+        """
+        # I1, I15, I16
+        dumps = [self.client.dump(key) for key in self.keys]
+        reading = self.store.read([self.config])[0]
+        assert [self.client.dump(key) for key in self.keys] == dumps
+        assert asdict(reading.circuit) == asdict(replace(self.model, calls={}, probes={}))
+        for key, permits in zip(self.keys[1:], (self.model.calls, self.model.probes), strict=True):
+            assert stored_permits(self.client, key) == permits
+        stored: Any = self.client.hgetall(self.keys[0])
+        assert len(stored) <= len(fields(Circuit)) - 2
+        assert sum(map(len, [*stored, *stored.values()])) <= 1024
+
+    @invariant()
+    def probes_are_limited(self) -> None:
+        """
+        No more probes are out than may be.
+        """
+        # I6
+        live = sum(deadline > self.clock.now_ms for deadline in self.model.probes.values())
+        assert live <= self.config.half_open_max_calls
+
+    @invariant()
+    def permits_are_accounted_for(self) -> None:
+        """
+        Every permit that was given is somewhere.
+        """
+        # I17
+        c = self.model
+        outstanding = len(c.calls) + len(c.probes)
+        if self.whole:
+            assert c.admitted == c.succeeded + c.failed + c.ignored + c.expired + outstanding
+
+    def teardown(self) -> None:
+        """
+        I10: wherever the walk ended, a call runs again within the longest wait and the longest lease.
+        """
+        if self.model.override is not Override.AUTO:
+            self._force(Override.AUTO, 0)
+        deadline_ms = self.clock.now_ms + self.config.longest_open_ms + self.config.longest_lease_ms
+        answer = self._acquire(Request(permit_id="last"))
+        while answer.permit is None:
+            self.clock.advance(answer.retry_after_ms)
+            assert self.clock.now_ms <= deadline_ms
+            answer = self._acquire(Request(permit_id="last"))
+        self.client.delete(*self.keys)
+
+    # How each verb is checked
+
+    def _acquire(self, request: Request) -> Admission:
+        self._begin("acquire")
+        now = self.clock.now_ms
+        self.model, expected = machine.acquire(self.model, self.config, request, now_ms=now)
+        answer = self.store.acquire(self.config, request)
+        assert answer == expected
+        before = self.before
+        known = request.permit_id in before.calls or request.permit_id in before.probes
+        if before.override is Override.AUTO and before.state is CircuitState.OPEN and not known:
+            # I5
+            assert answer.refused or not before.opened_at_ms <= now < before.open_until_ms
+        if answer.refused:
+            # I12
+            assert 0 < answer.retry_after_ms <= self.config.longest_open_ms
+            assert self.model.rejected == before.rejected + 1
+        else:
+            assert answer.retry_after_ms == 0
+        if request not in self.requests:
+            self.requests.append(request)
+        if answer.permit and answer.permit not in self.permits:
+            self.permits.append(answer.permit)
+        self._check_arrow(lapsed=True)
+        self._check_waits()
+        return answer
+
+    def _settle(self, permit: Permit, report: Report) -> bool:
+        self._begin("settle")
+        before = self.before
+        self.model, expected = machine.settle(self.model, self.config, permit, report, now_ms=self.clock.now_ms)
+        answer = self.store.settle(self.config, permit, report)
+        assert answer == expected
+        self.reports.append((permit, report))
+        held = permit.id in before.calls or permit.id in before.probes
+        assert answer.applied == held
+        current = held and (permit.gen, permit.epoch) == (before.gen, before.epoch)
+        if not current or report.outcome is Outcome.IGNORED:
+            # I7, I18
+            after = asdict(self.model)
+            assert {name for name, value in asdict(before).items() if value != after[name]} <= REPORTED
+        assert permit.id not in self.model.calls
+        assert permit.id not in self.model.probes
+        self._check_arrow(lapsed=False)
+        return answer.applied
+
+    def _force(self, override: Override, ttl_ms: int) -> None:
+        self._begin("operator")
+        op_id, now = f"op{self._number()}", self.clock.now_ms
+        self.model, expected = machine.force(self.model, override, ttl_ms=ttl_ms, op_id=op_id, now_ms=now)
+        assert self.store.force(self.config, override, ttl_ms=ttl_ms, op_id=op_id) == expected
+        # I2: the operator's word is one step of the epoch.
+        assert (self.model.state, self.model.epoch) == (self.before.state, self.before.epoch + 1)
+        self._note_epoch()
+
+    def _reset(self) -> None:
+        self._begin("operator")
+        op_id = f"op{self._number()}"
+        self.model, expected = machine.reset(self.model, op_id=op_id, now_ms=self.clock.now_ms)
+        assert self.store.reset(self.config, op_id=op_id) == expected
+        assert self.model.epoch == self.before.epoch + 1
+        self.whole = True
+        self._note_epoch()
+
+    def _check_arrow(self, *, lapsed: bool) -> None:
+        # I2, I3
+        before, after = self.before, self.model
+        moved = before.state is not after.state
+        assert not moved or (before.state.value, after.state.value) in LEGAL
+        lifted = before.override is not after.override
+        assert not lifted or (lapsed and after.override is Override.AUTO)
+        if before.gen == after.gen:
+            assert after.epoch == before.epoch + moved + lifted
+        self._note_epoch()
+
+    def _note_epoch(self) -> None:
+        # I3
+        name = (self.model.gen, self.model.epoch)
+        if name != (self.before.gen, self.before.epoch):
+            assert not self.model.gen or name not in self.epochs
+        self.epochs.add(name)
+
+    def _check_waits(self) -> None:
+        # I11: whatever the clock did, what is left of any wait is at most its own longest.
+        now, c = self.clock.now_ms, self.model
+        assert c.open_until_ms - now <= self.config.longest_open_ms
+        assert all(deadline - now <= self.config.longest_lease_ms for deadline in c.probes.values())
+        assert c.changed_at_ms <= now
+
+    def _begin(self, verb: str) -> None:
+        self.before = self.model
+        self.seen[self.model.state.value, verb] += 1
+
+    def _number(self) -> int:
+        self.asked += 1
+        return self.asked
+
+
+def test_the_scripts_keep_the_invariants_in_step_with_the_model(redis_client: redis.Redis) -> None:
+    """
+    Over thousands of verbs, repetitions, clock steps and lost keys the scripts answer as the model and break no rule.
+    """
+    steps = int(os.environ.get("OMNI_STATEFUL_STEPS", DEFAULT_STEPS))
+    seen: Seen = Counter()
+    # It takes whatever makes a machine; its annotation knows classes only.
+    make: Any = lambda: Walk(redis_client, seen)  # noqa: E731 - a def would have no such annotation
+    run_state_machine_as_test(
+        make,
+        settings=settings(
+            # Some walks end before their last step.
+            max_examples=-(-steps // (STEPS_PER_WALK * 3 // 4)),
+            stateful_step_count=STEPS_PER_WALK,
+            derandomize="OMNI_STATEFUL_STEPS" not in os.environ,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
+        ),
+    )
+    print(f"{seen.total():,} steps: {dict(sorted(seen.items()))}")  # noqa: T201 - the figure of the nightly run
+    assert seen.total() >= steps
+    if steps >= DEFAULT_STEPS:
+        # Every verb was tried in every state, or the run has shown little.
+        assert {
+            (state.value, verb) for state in CircuitState for verb in ("acquire", "settle", "draw", "operator")
+        } <= {*seen}
