@@ -106,7 +106,9 @@ def _grant_call(
 ) -> tuple[Circuit, Permit | None]:
     if request.ticket != _ticket(circuit):
         circuit = fill_ramp(circuit, now_ms)
-        if request.paced and circuit.ramp_rate_mps and circuit.ramp_tokens < CALL:
+        # Where the operator says "closed", fresh calls are not refused; held tasks still leave along the ramp.
+        paced = request.paced and circuit.override is Override.AUTO
+        if paced and circuit.ramp_rate_mps and circuit.ramp_tokens < CALL:
             return circuit, None
         circuit = take(circuit, 1)
     lease_ms = max(request.lease_ms, config.longest_lease_ms)
@@ -142,7 +144,12 @@ def settle(
         elif permit.probe and circuit.state is CircuitState.HALF_OPEN:
             # A question asked again after its epoch is answered with the present one, which may be open.
             circuit = _while_probing(circuit, config, report, now_ms, slow=slow)
-        # Else let through by the operator's word: evidence for the counters only.
+        elif circuit.effective_state is CircuitState.CLOSED:
+            # Let through by the operator's word: evidence for the ramp, not for the state.
+            failed = report.outcome is Outcome.FAILURE
+            circuit = (
+                cut_ramp(circuit, least_mps=config.ramp_initial_mps, now_ms=now_ms) if failed else grow_ramp(circuit)
+            )
     return circuit, Settlement(
         applied=True,
         state=circuit.effective_state,

@@ -122,10 +122,12 @@ def envelope_of(message: Message, headers: Mapping[str, Any], filled_later: Sequ
     """
     raw = message._raw  # noqa: SLF001 - what was on the list; the public fields are decoded copies
     seams = [uuid.uuid4().hex for _ in filled_later]
+    # Whatever order our headers came in, they go out in this one.
+    theirs = {name: value for name, value in raw["headers"].items() if name not in {*headers, *filled_later}}
     text = dumps(
         {
             **raw,
-            "headers": {**raw["headers"], **headers, **dict(zip(filled_later, seams, strict=True))},
+            "headers": {**theirs, **headers, **dict(zip(filled_later, seams, strict=True))},
             "properties": {**raw["properties"], "delivery_tag": str(uuid.uuid4())},
         }
     )

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from celery import Celery
 from celery import signals as celery_signals
+from kombu.utils.imports import symbol_by_name
 
 from omni_tasks.breaker import CircuitBreaker
 from omni_tasks.errors import ConfigurationError
@@ -115,12 +116,27 @@ class Integration:
         _ = self.lot
         for task in self.app.tasks.values():
             circuit = getattr(task, "circuit", None)
-            if circuit is not None and manager.find(circuit) is None:
-                known = ", ".join(manager.keys())
-                raise ConfigurationError(f"circuit of task {task.name}", circuit, f"one of {known}")
+            if circuit is not None:
+                _check_task(task, circuit, manager)
         manager.get_all_metrics()
         if manager.degraded:
             log.error("omni_redis_url_unreachable", redis_url=redacted(str(settings.redis_url)))
+
+
+def _check_task(task: Task, circuit: str, manager: CircuitBreakerManager) -> None:
+    # Here, not at the top: these modules need this one.
+    from omni_tasks.integration.request import CircuitRequest  # noqa: PLC0415
+    from omni_tasks.integration.task import is_guarded  # noqa: PLC0415
+
+    if manager.find(circuit) is None:
+        raise ConfigurationError(f"circuit of task {task.name}", circuit, f"one of {', '.join(manager.keys())}")
+    request = symbol_by_name(task.Request)
+    if not issubclass(request, CircuitRequest):
+        # Without our side of the request, a refused task would be acknowledged and gone.
+        raise ConfigurationError(f"Request of task {task.name}", task.Request, "a subclass of CircuitRequest")
+    if not is_guarded(task):
+        # Given after the class was made, by an annotation: refused at the gate, but never counted.
+        raise ConfigurationError(f"circuit of task {task.name}", circuit, "given where the task is defined")
 
 
 _installed: WeakKeyDictionary[Celery, Integration] = WeakKeyDictionary()

@@ -11,6 +11,7 @@ acknowledgement) is recognised and dropped.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +33,8 @@ __all__ = ["HELD_SINCE_HEADER", "HOLDS_HEADER", "TICKET_HEADER", "HeldTask", "Lo
 HOLDS_HEADER = "omni_holds"
 HELD_SINCE_HEADER = "omni_held_since"
 TICKET_HEADER = "omni_ticket"
+
+_TICKET = re.compile(r"[0-9A-Za-z:_-]*")
 
 #: Most messages moved by one script call; keeps the server's other clients waiting a few ms at most.
 _MOVE_AT_ONCE = 200
@@ -98,19 +101,22 @@ class Lot:
         Raises:
             ParkingError: It could not be set aside; it must stay unacknowledged.
         """
-        headers = message.headers
-        holds = _count(headers.get(HOLDS_HEADER)) + 1
-        since_ms = _count(headers.get(HELD_SINCE_HEADER))
-        destination = destination_of(message)
-        pieces = envelope_of(message, {HOLDS_HEADER: holds}, (HELD_SINCE_HEADER, TICKET_HEADER))
-        tag = str(message.delivery_tag)
         try:
+            headers = message.headers
+            holds = _count(headers.get(HOLDS_HEADER)) + 1
+            since_ms = _count(headers.get(HELD_SINCE_HEADER))
+            destination = destination_of(message)
+            pieces = envelope_of(message, {HOLDS_HEADER: holds}, (HELD_SINCE_HEADER, TICKET_HEADER))
+            tag = str(message.delivery_tag)
             self._park(
                 keys=[*self._keys(circuit), self._superseded],
                 args=[tag, destination.priority, since_ms, *pieces, destination.key, self._remember_ms, int(behind)],
             )
-        except (redis.RedisError, OSError) as error:
-            raise ParkingError(f"the broker's Redis did not take the task: {type(error).__name__}: {error}") from error
+        except ParkingError:
+            raise
+        except Exception as error:
+            # Whatever it is, the message must stay where it is: anything else would lose it.
+            raise ParkingError(f"the task could not be set aside: {type(error).__name__}: {error}") from error
         return holds
 
     def is_superseded(self, message: Message) -> bool:
@@ -133,6 +139,8 @@ class Lot:
             How many were moved by this call.  Movers may race: each task is moved once.
         """
         order, envelopes, lists = self._keys(circuit)
+        # It goes into the messages as it is, and comes from a field that anybody may have damaged.
+        ticket = ticket if _TICKET.fullmatch(ticket) else ""
         moved = 0
         for start in range(0, count, _MOVE_AT_ONCE):
             entries = cast("list[bytes]", self._client.zrange(order, 0, min(count - start, _MOVE_AT_ONCE) - 1))

@@ -15,6 +15,7 @@ import redis
 from celery import bootsteps
 
 from omni_tasks import signals
+from omni_tasks.integration.broker import broker_url
 from omni_tasks.integration.install import Integration, integration_of
 
 __all__ = ["MoverStep", "move_held_tasks"]
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 #: Every so many ticks a mover also looks at circuits that hold nothing, to end their ramps.
 _SWEEP_TICKS = 10
+
+#: Held tasks per tick and circuit that leave where resilience has been switched off.
+_UNGUARDED_AT_ONCE = 20
 
 
 def move_held_tasks(integration: Integration, *, sweep: bool = False) -> int:
@@ -41,6 +45,10 @@ def move_held_tasks(integration: Integration, *, sweep: bool = False) -> int:
     manager, lot = integration.manager, integration.lot
     for circuit, held in lot.counts(manager.keys()).items():
         if not held and not sweep:
+            continue
+        if not manager.enabled:
+            # Nobody holds tasks any more: those that wait leave, in handfuls.
+            moved += lot.unpark(circuit, min(held, _UNGUARDED_AT_ONCE), "")
             continue
         answer = manager.get(circuit).draw(held)
         # While the store is away the answer is this process's own circuit's, which knows nothing:
@@ -75,7 +83,8 @@ class MoverStep(bootsteps.StartStopStep):
         self.stop(consumer)
         integration = integration_of(consumer.app)
         integration.consumer = consumer
-        if not integration.manager.enabled:
+        if broker_url(consumer.app) is None:
+            # Only with resilience off: the start is refused otherwise.
             return
         self._entry = consumer.timer.call_repeatedly(integration.settings.mover_interval, self._tick, (integration,))
 

@@ -35,7 +35,7 @@ from celery.worker import state
 from celery.worker.request import Request
 
 from omni_tasks.breaker import CircuitBreaker
-from omni_tasks.core.model import Permit
+from omni_tasks.core.model import Permit, Settlement
 from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report
 from omni_tasks.errors import ParkingError
 from omni_tasks.integration.broker import was_redelivered
@@ -136,7 +136,7 @@ class CircuitRequest(Request):
         self._request_dict[PERMIT_KEY] = fields
 
     def _lease(self) -> float:
-        limit = self.time_limits[0] or self.task.time_limit
+        limit = self.time_limits[0] or self.task.time_limit or self._app.conf.task_time_limit
         return limit + _LEASE_MARGIN if limit else 0.0
 
     @property
@@ -184,7 +184,7 @@ class CircuitRequest(Request):
         else:
             self._settle_local_attempt(error)
         super().on_failure(exc_info, send_failed_event, return_ok)
-        self._end_probe()
+        self._end_run()
 
     def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001 - Celery's own signature
         """
@@ -196,7 +196,7 @@ class CircuitRequest(Request):
             self._settle(_FAILURE)
         super().on_timeout(soft, timeout)
         if not soft:
-            self._end_probe()
+            self._end_run()
 
     def _ended_by_hand(self) -> bool:
         """
@@ -213,31 +213,37 @@ class CircuitRequest(Request):
         breaker, permit = self.breaker, self.permit
         if breaker is None or permit is None or not permit.probe or self.task.probe_failure != "hold":
             return False
-        open_for = self._settle(_FAILURE)
+        settlement = self._settle(_FAILURE)
+        if settlement is None or not settlement.applied:
+            # The body had ended and reported; what took too long came after it.
+            return False
+        open_for = settlement.retry_after_ms / 1000
         self._hold_again(breaker.key, open_for or breaker.config.recovery_timeout, failed=True)
         return True
 
     def _hold_again(self, circuit: str, retry_after: float, *, failed: bool) -> None:
         self.held = True
-        hold_until_parked(self, integration_of(self._app).manager.get(circuit), retry_after, behind=failed)
+        manager = integration_of(self._app).manager
+        # A circuit that only the child knows cannot be waited for here; the task's own will do.
+        breaker = manager.find(circuit) or manager.get(str(self.task.circuit))
+        hold_until_parked(self, breaker, retry_after, behind=failed)
 
-    def _end_probe(self) -> None:
+    def _end_run(self) -> None:
+        # Where the task ended without its body (decoding, before_start), the child has not reported.
+        self._settle(IGNORED)
         if self.ack_at_end and not self._already_cancelled:
             self.ack_at_end = False
             self.acknowledge()
 
-    def _settle(self, report: Report) -> float:
+    def _settle(self, report: Report) -> Settlement | None:
         """
-        Settle the permit in the parent; the child's own report of it counts first.
-
-        Returns:
-            Seconds the circuit stays open from now; 0.0 unless it is open.
+        Settle the permit in the parent, once; the child's own report of it counts first.
         """
         permit, self.permit = self.permit, None
         breaker = self.breaker
         if permit is None or breaker is None:
-            return 0.0
-        return breaker.settle(permit, report).retry_after_ms / 1000
+            return None
+        return breaker.settle(permit, report)
 
     def _settle_local_attempt(self, error: BaseException) -> None:
         breaker = self.breaker
@@ -287,9 +293,9 @@ def _recorded(on_success: Callable[..., Any]) -> Callable[..., Any]:
         if not failed:
             self._settle_local(SUCCESS)
         result = on_success(self, failed__retval__runtime, **kwargs)
-        if not failed:
+        if not failed and self.ack_at_end:
             # A failure came through on_failure, which has seen to this.
-            self._end_probe()
+            self._end_run()
         return result
 
     return recorded

@@ -10,6 +10,7 @@ dependency through no fault of its own is handed back to be held.
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from celery.app.task import Context
 
-__all__ = ["PERMIT_KEY", "CircuitBreakerTask", "HeldError", "report_of_attempt"]
+__all__ = ["PERMIT_KEY", "CircuitBreakerTask", "HeldError", "is_guarded", "report_of_attempt"]
 
 #: Where the gate puts the permit in the request's dictionary.
 PERMIT_KEY = "omni_permit"
@@ -85,8 +86,8 @@ class CircuitBreakerTask(Task):
         Put the guard around ``run``, inside whatever Celery puts around it later (autoretry).
         """
         super().__init_subclass__(**kwargs)
-        run = cls.__dict__.get("run") or getattr(cls, "run", None)
-        if cls.circuit is not None and run is not None and not hasattr(_function(run), "_omni_guarded"):
+        run = inspect.getattr_static(cls, "run")
+        if cls.circuit is not None and not hasattr(_function(run), "_omni_guarded"):
             cls.run = _guarded(run)
 
     @classmethod
@@ -111,6 +112,13 @@ class CircuitBreakerTask(Task):
         return super().retry(*args, **kwargs)
 
 
+def is_guarded(task: Task) -> bool:
+    """
+    Whether the task's body runs under its circuit.
+    """
+    return hasattr(_function(inspect.getattr_static(type(task), "run")), "_omni_guarded")
+
+
 def _function(run: Any) -> Any:
     return run.__func__ if isinstance(run, staticmethod) else run
 
@@ -122,8 +130,11 @@ def _guarded(run: Any) -> Callable[..., Any]:
     @functools.wraps(function)
     def around(self: CircuitBreakerTask, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(function, self) if takes_self else function
+        if self.circuit is None:
+            # A subclass that has taken its parent's circuit away.
+            return call(*args, **kwargs)
         manager = integration_of(self.app).manager
-        breaker = manager.get(str(self.circuit))
+        breaker = manager.get(self.circuit)
         if not manager.enabled or not breaker.enabled or breaker.is_held:
             # Held: a run() that calls super().run(), and the guard has done its work already.
             return call(*args, **kwargs)

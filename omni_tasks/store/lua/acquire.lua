@@ -21,7 +21,7 @@ local paced, paid_ticket = ARGV[18] == '1', ARGV[19]
 local function grant_call()
   if paid_ticket ~= ticket() then
     fill_ramp()
-    if paced and c.ramp_rate_mps > 0 and c.ramp_tokens < CALL then return '' end
+    if paced and c.override == 'auto' and c.ramp_rate_mps > 0 and c.ramp_tokens < CALL then return '' end
     take(1)
   end
   redis.call('ZADD', KEYS[2], now + math.max(lease_ms, policy.longest_lease_ms), permit_id)

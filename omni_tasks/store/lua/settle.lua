@@ -140,6 +140,8 @@ if held > 0 then
       while_closed()
     elseif probe and c.state == 'half_open' then
       while_probing()
+    elseif effective_state() == 'closed' then
+      if outcome == 'failure' then cut_ramp() else grow_ramp() end
     end
   end
 elseif c.gen ~= '' then
