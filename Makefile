@@ -15,7 +15,7 @@ LOCK := $(VPY) -m uv --quiet pip compile pyproject.toml --universal --python-ver
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check lint format types imports compose lock clean
+.PHONY: help demo test nightly check lint format types imports compose lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,9 @@ demo: $(VENV)/.run ## see it work: a provider goes down, its tasks are held, not
 
 test: $(VENV)/.dev ## every test, with real servers and real workers; ARGS="-k probe" picks some
 	@$(VPY) -m pytest --timeout=$(TEST_TIMEOUT) $(ARGS)
+
+nightly: $(VENV)/.dev ## the proofs at length: 100,000 steps, 1,000 histories
+	@OMNI_STATEFUL_STEPS=100000 OMNI_HISTORIES=1000 $(VPY) -m pytest tests/proof --timeout=1800 $(ARGS)
 
 check: lint types imports compose ## everything that is checked without running it
 

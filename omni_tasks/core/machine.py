@@ -324,15 +324,14 @@ def _tidy(circuit: Circuit, config: CircuitBreakerConfig, now_ms: int) -> Circui
     circuit = bound_ramp(_bound_waits(circuit, config, now_ms), least_mps=config.ramp_initial_mps)
     if circuit.override is not Override.AUTO and now_ms >= circuit.override_until_ms:
         circuit = replace(circuit, override=Override.AUTO, override_until_ms=0, epoch=circuit.epoch + 1)
-    # A worker that died mid-probe never reports: its lease frees the slot, and proves nothing.
-    probes = {
-        permit: min(deadline, now_ms + config.longest_lease_ms)
-        for permit, deadline in circuit.probes.items()
-        if deadline > now_ms
-    }
     calls = {permit: deadline for permit, deadline in circuit.calls.items() if deadline > now_ms}
-    lapsed = len(circuit.probes) - len(probes) + len(circuit.calls) - len(calls)
-    return replace(circuit, probes=probes, calls=calls, expired=circuit.expired + lapsed)
+    expired = circuit.expired + len(circuit.calls) - len(calls)
+    # A worker that died mid-probe never reports: its lease frees the slot, and proves nothing.  One that
+    # is only slow still may, as long as the epoch is the same.
+    furthest_ms = now_ms + config.longest_lease_ms
+    lapsed = {permit: furthest_ms for permit, deadline in circuit.probes.items() if deadline <= now_ms}
+    probes = {permit: min(deadline, furthest_ms) for permit, deadline in circuit.probes.items() if permit not in lapsed}
+    return replace(circuit, probes=probes, calls={**calls, **lapsed}, expired=expired)
 
 
 def _bound_waits(circuit: Circuit, config: CircuitBreakerConfig, now_ms: int) -> Circuit:

@@ -78,3 +78,57 @@ def test_the_outcome_of_a_returned_task_stands(stage: Callable[..., Stage]) -> N
     eventually(lambda: len(play.dependency.calls()) == 1, within=10, what="it ran")
     # Celery itself protects only SUCCESS from being overwritten.
     eventually(lambda: play.app.AsyncResult(result.id).state == "FAILURE", within=10, what="its own failure")
+
+
+def test_a_probe_slower_than_its_lease_closes_the_circuit(stage: Callable[..., Stage]) -> None:
+    """A dependency whose every answer takes longer than the lease is found well all the same."""
+    play = stage(recovery_timeout=1.0, probe_lease=0.3)
+    play.worker()
+    _trip(play)
+    play.dependency.set(up=True, delay=1.5)
+    results = play.send("plain", 3)
+    assert [result.get(timeout=30)["retries"] for result in results] == [0] * 3
+    assert play.breaker.state == "closed"
+
+
+def test_headers_of_ours_that_a_producer_made_up_lose_nothing(stage: Callable[..., Stage]) -> None:
+    """Whatever a message claims about holds, tickets and permits, it is held and runs once."""
+    play = stage()
+    play.breaker.force_open()
+    play.worker()
+    forged: list[dict[str, object]] = [
+        {"omni_ticket": 'a"b\0'},
+        {"omni_holds": "x", "omni_held_since": 10**30},
+        {"omni_held_since": -1, "omni_ticket": None},
+    ]
+    results = [play.send("plain", headers=headers)[0] for headers in forged]
+    eventually(lambda: play.held() == 3, within=10, what="all held")
+    play.breaker.release_force()
+    assert [result.get(timeout=20)["holds"] for result in results] == [1] * 3
+    assert len(play.dependency.calls()) == 3
+
+
+def test_without_resilience_the_held_tasks_leave(stage: Callable[..., Stage]) -> None:
+    """A worker with ENABLE_RESILIENCE=false strands nothing: what an earlier one held runs."""
+    play = stage()
+    play.breaker.force_open()
+    play.worker()
+    results = play.send("plain", 5)
+    eventually(lambda: play.held() == 5, within=10, what="all held")
+    play.workers[0].stop()
+    play.worker(environment={"ENABLE_RESILIENCE": "false"})
+    assert [result.get(timeout=20)["holds"] for result in results] == [1] * 5
+
+
+def test_forced_closed_is_not_throttled(stage: Callable[..., Stage]) -> None:
+    """Under force_close fresh tasks start at once, and the held ones leave ever faster."""
+    play = stage(recovery_timeout=60.0)
+    play.worker()
+    _trip(play)
+    held = play.send("plain", 40)
+    eventually(lambda: play.held() == 40, within=10, what="all held")
+    play.dependency.set(up=True)
+    play.breaker.force_close()
+    fresh = play.send("plain", 20)
+    assert {result.get(timeout=10)["holds"] for result in fresh} == {0}
+    assert [result.get(timeout=20)["holds"] for result in held] == [1] * 40

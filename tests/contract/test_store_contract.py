@@ -78,7 +78,9 @@ def _lapse(stand: Stand) -> list[object]:
     stand.clock.advance(1_999)
     early = stand.ask().retry_after_ms
     stand.clock.advance(1)
-    return [early, stand.permit().probe, stand.settle(dead, SUCCESS), stand.read().circuit.expired]
+    another = stand.permit().probe
+    reading = stand.read()
+    return [early, another, reading.probes, reading.calls, reading.circuit.expired, stand.settle(dead, SUCCESS).state]
 
 
 def _close(stand: Stand) -> list[object]:
@@ -176,9 +178,9 @@ CASES: dict[str, tuple[Callable[[Stand], list[object]], list[object]]] = {
         _wait,
         [1, True, Admission(permit=None, state=HALF_OPEN, retry_after_ms=2_000)],
     ),
-    "a lapsed lease frees the slot and proves nothing": (
+    "a lapsed lease frees the slot and proves nothing; a late report in its epoch does": (
         _lapse,
-        [1, True, Settlement(applied=False, state=HALF_OPEN), 1],
+        [1, True, 1, 1, 0, CLOSED],
     ),
     "a successful probe closes": (_close, [CLOSED, True, 0]),
     "reopening backs off up to the cap": (_reopen, [20_000, 40_000, 40_000]),

@@ -126,8 +126,8 @@ app.register_task(Child())
 if os.environ.get("TEST_CRASH") == "after_park":
     _park = Lot.park
 
-    def _park_and_die(self: Lot, circuit: str, message: Message) -> int:
-        _park(self, circuit, message)
+    def _park_and_die(self: Lot, circuit: str, message: Message, *, behind: bool = False) -> int:
+        _park(self, circuit, message, behind=behind)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 

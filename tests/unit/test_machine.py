@@ -139,9 +139,23 @@ def test_a_lapsed_lease_frees_the_slot_and_proves_nothing() -> None:
     bench.now_ms += 1
     assert bench.permit().probe
     circuit = bench.circuit
-    assert (circuit.state, circuit.probe_successes, circuit.reopens, circuit.expired) == (HALF_OPEN, 0, 0, 1)
-    assert bench.settle(dead, SUCCESS) == Settlement(applied=False, state=HALF_OPEN)
-    assert bench.circuit.stale == 1
+    assert (circuit.state, circuit.probe_successes, circuit.reopens) == (HALF_OPEN, 0, 0)
+    # It is still outstanding, for as long as an ordinary call would be.
+    assert (dead.id in circuit.calls, circuit.expired) == (True, 0)
+
+
+def test_a_slow_probe_still_reports_in_its_epoch() -> None:
+    """
+    A probe that outlived its lease closes the circuit it was let through by; in a later epoch it changes nothing.
+    """
+    bench = Bench()
+    slow = bench.probe()
+    bench.now_ms += 2_000
+    assert bench.settle(slow, SUCCESS).state is CLOSED
+    slow = bench.probe()
+    bench.now_ms += 2_000
+    bench.settle(bench.permit())
+    assert bench.settle(slow, SUCCESS) == Settlement(applied=True, state=OPEN, retry_after_ms=10_000)
 
 
 @pytest.mark.parametrize(("asked_ms", "lease_ms"), [(0, 2_000), (500, 500), (5_000, 5_000), (90_000, 60_000)])

@@ -134,10 +134,13 @@ local function tidy()
     set('override_until_ms', 0)
     add('epoch', 1)
   end
-  local lapsed = redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
-    + redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
-  if lapsed > 0 then add('expired', lapsed) end
+  local gone = redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+  if gone > 0 then add('expired', gone) end
   local furthest = now + policy.longest_lease_ms
+  for _, permit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now)) do
+    redis.call('ZREM', KEYS[3], permit)
+    redis.call('ZADD', KEYS[2], furthest, permit)
+  end
   for _, permit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. string.format('%.0f', furthest), '+inf')) do
     redis.call('ZADD', KEYS[3], furthest, permit)
   end
