@@ -11,10 +11,12 @@ Source:
 
 from __future__ import annotations
 
+import ssl
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlencode
 
 import redis
 from celery import Celery
@@ -28,6 +30,9 @@ from omni_tasks.store.redis import connect
 __all__ = ["Destination", "broker_url", "destination_of", "envelope_of", "open_client", "was_redelivered"]
 
 _SCHEMES = ("redis", "rediss")
+
+#: How redis-py spells in a URL what the ssl module has constants for.
+_TLS_WORDS: Mapping[object, str] = {ssl.CERT_NONE: "none", ssl.CERT_OPTIONAL: "optional", ssl.CERT_REQUIRED: "required"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +56,22 @@ class Destination:
 def broker_url(app: Celery) -> str | None:
     """
     The broker's URL as redis-py reads it, or ``None`` when the broker is not Redis.
+
+    TLS options are put into the URL, whether they came from the broker's own or
+    from ``broker_use_ssl``: a client that verifies differently than the broker's
+    could not reach the lot.
     """
     connection = app.connection_for_write()
     uri = str(connection.as_uri(include_password=True))
-    if uri.startswith(("redis+socket://", "socket://")):
-        return f"unix://{uri.split('://', 1)[1]}"
-    return uri if uri.split("://", 1)[0] in _SCHEMES else None
+    if uri.startswith("redis+socket://"):
+        return uri.replace("redis+socket://", "unix://", 1).replace("?virtual_host=", "?db=", 1)
+    scheme, _, rest = uri.partition("://")
+    if scheme not in _SCHEMES:
+        return None
+    if not connection.ssl:
+        return uri
+    options = connection.ssl if isinstance(connection.ssl, Mapping) else {}
+    return f"rediss://{rest}?{urlencode({name: _TLS_WORDS.get(value, value) for name, value in options.items()})}"
 
 
 def open_client(app: Celery, *, timeout: float) -> redis.Redis:
