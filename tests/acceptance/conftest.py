@@ -19,6 +19,7 @@ from omni_tasks.breaker import open_store
 from omni_tasks.embedded import EmbeddedServer, start_server
 from omni_tasks.integration.lot import Lot
 from tests.support.dependency import Dependency
+from tests.support.eventually import eventually
 from tests.support.worker import Worker
 
 
@@ -79,6 +80,14 @@ class Stage:
         app = Celery("client", broker=self.server.url, backend=self.server.url, set_as_current=False)
         init_app(app, key_prefix=self.prefix, circuits={"dep": self.circuit})
         return app
+
+    def trip(self) -> None:
+        """
+        Open the circuit the way it opens in life: by tasks that fail.
+        """
+        self.dependency.set(up=False)
+        self.send("plain", self.circuit["failure_threshold"])
+        eventually(lambda: self.breaker.state == "open", within=20, what="circuit open")
 
     def held(self) -> int:
         """

@@ -14,17 +14,11 @@ from tests.support.eventually import eventually
 pytestmark = pytest.mark.acceptance
 
 
-def _trip(stage: Stage) -> None:
-    stage.dependency.set(up=False)
-    stage.send("plain", stage.circuit["failure_threshold"])
-    eventually(lambda: stage.breaker.state == "open", within=20, what="circuit open")
-
-
 def test_a_task_that_always_fails_is_not_every_probe(stage: Callable[..., Stage]) -> None:
     """The oldest held task fails for reasons of its own; the next probe is another, and the circuit closes."""
     play = stage(recovery_timeout=1.0)
     play.worker()
-    _trip(play)
+    play.trip()
     [poison] = play.send("poison")
     eventually(lambda: play.held() == 1, within=10, what="the poison is held first")
     good = play.send("plain", 5)
@@ -41,7 +35,7 @@ def test_a_body_that_calls_its_parents_body_is_one_attempt(stage: Callable[..., 
     [first] = play.send("child")
     assert first.get(timeout=10) == first.id
     assert play.breaker.get_metrics().total_requests == 1
-    _trip(play)
+    play.trip()
     [probe] = play.send("child")
     eventually(lambda: play.held() == 1, within=10, what="held")
     play.dependency.set(up=True)
@@ -84,7 +78,7 @@ def test_a_probe_slower_than_its_lease_closes_the_circuit(stage: Callable[..., S
     """A dependency whose every answer takes longer than the lease is found well all the same."""
     play = stage(recovery_timeout=1.0, probe_lease=0.3)
     play.worker()
-    _trip(play)
+    play.trip()
     play.dependency.set(up=True, delay=1.5)
     results = play.send("plain", 3)
     assert [result.get(timeout=30)["retries"] for result in results] == [0] * 3
@@ -124,7 +118,7 @@ def test_forced_closed_is_not_throttled(stage: Callable[..., Stage]) -> None:
     """Under force_close fresh tasks start at once, and the held ones leave ever faster."""
     play = stage(recovery_timeout=60.0)
     play.worker()
-    _trip(play)
+    play.trip()
     held = play.send("plain", 40)
     eventually(lambda: play.held() == 40, within=10, what="all held")
     play.dependency.set(up=True)

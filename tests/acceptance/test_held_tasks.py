@@ -15,20 +15,11 @@ from tests.support.eventually import eventually
 pytestmark = pytest.mark.acceptance
 
 
-def _trip(stage: Stage) -> None:
-    """
-    Open the circuit the way it opens in life: by tasks that fail.
-    """
-    stage.dependency.set(up=False)
-    stage.send("plain", stage.circuit["failure_threshold"])
-    eventually(lambda: stage.breaker.state == "open", within=20, what="circuit open")
-
-
 def test_autoretry_without_a_budget_is_held_through_two_windows(stage: Callable[..., Stage]) -> None:
     """A task with max_retries=0 and autoretry_for=(Exception,) is held through two recovery windows, not failed."""
     play = stage(recovery_timeout=1.0)
     play.worker()
-    _trip(play)
+    play.trip()
     [result] = play.send("autoretry")
     eventually(lambda: play.breaker.get_metrics().circuit_open_count >= 3, within=20, what="two windows passed")
     assert result.state == "RETRY"
@@ -42,7 +33,7 @@ def test_a_probe_that_finds_the_dependency_down_is_held_again(stage: Callable[..
     """A probe with max_retries=0 that fails goes back to the lot, spends no retry, and succeeds later."""
     play = stage(recovery_timeout=1.0)
     play.worker()
-    _trip(play)
+    play.trip()
     [result] = play.send("plain")
     eventually(
         lambda: result.id in [call.task_id for call in play.dependency.calls()],
@@ -60,7 +51,7 @@ def test_a_probe_that_retries_by_hand_spends_no_retry(stage: Callable[..., Stage
     """A probe whose body calls self.retry() on the failure is held instead: its retries stay untouched."""
     play = stage()
     play.worker()
-    _trip(play)
+    play.trip()
     [result] = play.send("manual_retry")
     eventually(lambda: play.breaker.get_metrics().circuit_open_count >= 3, within=20, what="probed twice in vain")
     play.dependency.set(up=True)
@@ -71,7 +62,7 @@ def test_a_probe_that_hangs_into_its_hard_limit_is_held_again(stage: Callable[..
     """A hard time limit in a probe counts one failure, and the task is held, not failed."""
     play = stage()
     play.worker()
-    _trip(play)
+    play.trip()
     failed_before = play.breaker.get_metrics().failed_requests
     play.dependency.set(up=True, delay=30)
     [result] = play.send("limited")
@@ -86,7 +77,7 @@ def test_refusals_leak_no_slot(stage: Callable[..., Stage]) -> None:
     """A hundred held tasks leave both slots of a small worker free for a task of no circuit."""
     play = stage(recovery_timeout=30.0)
     play.worker(concurrency=2)
-    _trip(play)
+    play.trip()
     play.send("plain", 100)
     eventually(lambda: play.held() == 100, within=20, what="all held")
     results = play.send("unguarded", 4, kwargs={"seconds": 0.1})
@@ -98,7 +89,7 @@ def test_a_recovery_runs_every_held_task_once_without_a_second_trip(stage: Calla
     """A hundred held tasks return along the ramp, by age, each exactly once."""
     play = stage(recovery_timeout=1.0, ramp_initial_rate=5.0)
     play.worker()
-    _trip(play)
+    play.trip()
     results = play.send("plain", 100)
     eventually(lambda: play.held() >= 99, within=20, what="all held")
     play.dependency.set(up=True)
@@ -115,7 +106,7 @@ def test_a_held_task_is_visible(stage: Callable[..., Stage]) -> None:
     """A held task is in state RETRY with a reason that names the circuit, and in the list of held tasks."""
     play = stage(recovery_timeout=30.0)
     play.worker()
-    _trip(play)
+    play.trip()
     [result] = play.send("plain")
     eventually(lambda: result.state == "RETRY", within=10, what="RETRY")
     assert result.result.circuit == "dep"
@@ -131,7 +122,7 @@ def test_every_pool_holds_and_returns(stage: Callable[..., Stage], pool: str) ->
     """The gate, the recording and the mover work the same outside prefork: exact counts, nothing failed."""
     play = stage(recovery_timeout=1.0, ramp_initial_rate=10.0)
     play.worker(pool=pool)
-    _trip(play)
+    play.trip()
     results = play.send("plain", 20)
     eventually(lambda: play.breaker.get_metrics().circuit_open_count >= 2, within=20, what="probed in vain")
     play.dependency.set(up=True)
