@@ -27,7 +27,7 @@ test: $(VENV)/.dev ## every test, with real servers and real workers; ARGS="-k p
 	@$(VPY) -m pytest --timeout=$(TEST_TIMEOUT) $(ARGS)
 
 nightly: $(VENV)/.dev ## the proofs at length: 100,000 steps, 1,000 histories
-	@OMNI_STATEFUL_STEPS=100000 OMNI_HISTORIES=1000 $(VPY) -m pytest tests/proof --timeout=1800 $(ARGS)
+	@OMNI_STATEFUL_STEPS=100000 OMNI_HISTORIES=1000 $(VPY) -m pytest tests/proof --timeout=1800 -o faulthandler_timeout=0 $(ARGS)
 
 check: lint types imports compose ## everything that is checked without running it
 

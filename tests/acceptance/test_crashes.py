@@ -92,7 +92,8 @@ def second_server() -> Iterator[EmbeddedServer]:
 
 def test_a_killed_store_stops_no_task(stage: Callable[..., Stage], second_server: EmbeddedServer) -> None:
     """With the store gone, tasks go on under the workers' own circuits, and the state says that it is degraded."""
-    play = stage()
+    # No recovery window passes meanwhile: a probe would be one call more.
+    play = stage(recovery_timeout=30.0)
     worker = play.worker(environment={"OMNI_REDIS_URL": second_server.url})
     [first] = play.send("plain")
     first.get(timeout=10)
@@ -106,8 +107,9 @@ def test_a_killed_store_stops_no_task(stage: Callable[..., Stage], second_server
     play.dependency.set(up=False)
     refused = play.send("plain", 12)
     eventually(lambda: {result.state for result in refused} <= {"FAILURE", "RETRY"}, within=20, what="all answered")
-    # One worker's own circuit: the threshold and what was in flight, not all twelve.
-    assert len(play.dependency.calls()) - 21 <= 3 + 3
+    # One worker's own circuit: the threshold and what was in flight, not all twelve.  Four are: the pool
+    # fills a child's slot before it tells the worker how the child's last task ended.
+    assert len(play.dependency.calls()) - 21 <= 3 + 4
 
 
 def test_a_store_that_is_away_at_the_start_is_said_in_one_line(
