@@ -107,7 +107,7 @@ class Integration:
         Refuse to start with a wrong setting; say at once when the shared store is away.
 
         Raises:
-            ConfigurationError: A setting is wrong, or a task names a circuit that is not configured.
+            ConfigurationError: A setting is wrong, or a task could not be held or counted as it is defined.
         """
         settings, manager = self.settings, self.manager
         if not settings.enable_resilience:

@@ -40,7 +40,7 @@ from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report
 from omni_tasks.errors import ParkingError
 from omni_tasks.integration.broker import was_redelivered
 from omni_tasks.integration.install import integration_of
-from omni_tasks.integration.lot import TICKET_HEADER
+from omni_tasks.integration.lot import TICKET_HEADER, Lot
 from omni_tasks.integration.parking import ask_again_later, hold, hold_until_parked
 from omni_tasks.integration.task import PERMIT_KEY, HeldError, report_of_attempt
 
@@ -140,7 +140,7 @@ class CircuitRequest(Request):
         return limit + _LEASE_MARGIN if limit else 0.0
 
     @property
-    def _lot(self) -> Any:
+    def _lot(self) -> Lot:
         return integration_of(self._app).lot
 
     # After the run, in the parent: what the child could not report, and what it asked for.

@@ -1,7 +1,7 @@
 """
-The Redis schema: key names, the order of arguments, the scripts.
+The Redis schema of a circuit: key names, the order of arguments, the scripts.
 
-No key string and no argument order is written anywhere else.
+The held tasks' keys are the lot's own: :mod:`omni_tasks.integration.lot`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,6 @@ from omni_tasks import (
     CircuitOpenError,
     CircuitState,
     ConfigurationError,
-    ResilienceConfiguration,
     circuit_breaker,
     circuit_breaker_context,
     get_circuit_breaker_manager,
@@ -26,36 +24,11 @@ from omni_tasks import (
 from omni_tasks.errors import UnknownCircuitError
 from omni_tasks.manager import use_manager
 
-CONFIG = CircuitBreakerConfig(name="dep_cb", failure_threshold=2, recovery_timeout=30.0)
-
 
 class DownError(Exception):
     """
     The dependency is down.
     """
-
-
-@pytest.fixture
-def make() -> Iterator[Callable[..., CircuitBreakerManager]]:
-    """
-    Make the process's manager from settings; the circuit ``dep`` is configured.
-    """
-
-    def make_one(**settings: Any) -> CircuitBreakerManager:
-        manager = CircuitBreakerManager(ResilienceConfiguration(circuits={"dep": CONFIG}, **settings))
-        use_manager(lambda: manager)
-        return manager
-
-    yield make_one
-    use_manager(None)
-
-
-@pytest.fixture
-def breaker(make: Callable[..., CircuitBreakerManager]) -> CircuitBreaker:
-    """
-    The process's breaker ``dep``.
-    """
-    return make().get("dep")
 
 
 def _raise(error: BaseException) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,43 +18,17 @@ from omni_tasks import (
     CircuitBreakerConfig,
     CircuitBreakerManager,
     CircuitOpenError,
-    ResilienceConfiguration,
     circuit_breaker,
 )
 from omni_tasks.core.model import Admission, Request
-from omni_tasks.manager import use_manager
 from omni_tasks.store.memory import MemoryStore
-
-CONFIG = CircuitBreakerConfig(name="dep_cb", failure_threshold=2, recovery_timeout=30.0)
+from tests.unit.conftest import CONFIG
 
 
 class DownError(Exception):
     """
     The dependency is down.
     """
-
-
-@pytest.fixture
-def make() -> Iterator[Callable[..., CircuitBreakerManager]]:
-    """
-    Make the process's manager; the circuit ``dep`` is configured.
-    """
-
-    def make_one() -> CircuitBreakerManager:
-        manager = CircuitBreakerManager(ResilienceConfiguration(circuits={"dep": CONFIG}))
-        use_manager(lambda: manager)
-        return manager
-
-    yield make_one
-    use_manager(None)
-
-
-@pytest.fixture
-def breaker(make: Callable[..., CircuitBreakerManager]) -> CircuitBreaker:
-    """
-    The process's breaker ``dep``.
-    """
-    return make().get("dep")
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

@@ -14,7 +14,7 @@
   Returns  {applied, state, open_ms, previous_state, epoch, failures}
            applied  1 when the permit was still held, else 0
            open_ms  ms the circuit stays open from now, 0 unless it is open
-  Writes   takes the permit back; counters; trip, reopen or close; the ramp
+  Writes   takes the permit back; counters; the window; trip, reopen or close; the ramp
   Cost     O(log P), P = permits outstanding
   Mirrors  omni_tasks/core/machine.py: settle(), omni_tasks/core/window.py
 ]]
