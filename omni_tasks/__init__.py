@@ -12,6 +12,7 @@ from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.errors import (
     CircuitOpenError,
     ConfigurationError,
+    HoldExpiredError,
     OmniTasksError,
     ParkingError,
     StoreError,
@@ -20,6 +21,7 @@ from omni_tasks.errors import (
 from omni_tasks.integration.install import get_lot, init_app
 from omni_tasks.integration.task import CircuitBreakerTask
 from omni_tasks.manager import CircuitBreakerManager, get_circuit_breaker_manager
+from omni_tasks.observe.history import get_history
 from omni_tasks.settings import ResilienceConfiguration
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "CircuitOpenError",
     "CircuitState",
     "ConfigurationError",
+    "HoldExpiredError",
     "OmniTasksError",
     "ParkingError",
     "ResilienceConfiguration",
@@ -39,6 +42,7 @@ __all__ = [
     "circuit_breaker",
     "circuit_breaker_context",
     "get_circuit_breaker_manager",
+    "get_history",
     "get_lot",
     "init_app",
     "signals",

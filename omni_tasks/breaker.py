@@ -1,134 +1,49 @@
 """
-One breaker: the life of a permit, and who is told when the state changes.
+One breaker: asking for permits, reporting, and the operator's words.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar, Token
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import ParamSpec, Self, TypeVar
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import ParamSpec, TypeVar, cast
 
-from omni_tasks import signals
-from omni_tasks.core import machine
-from omni_tasks.core.model import Admission, CircuitState, Draw, Override, Permit, Request, Settlement, Transition
-from omni_tasks.core.outcome import IGNORED, Report, judge
+from omni_tasks.announcer import Announcer, Callback
+from omni_tasks.core.keys import LONGEST_KEY, SEPARATOR, key_text, split_key
+from omni_tasks.core.model import Admission, CircuitState, Draw, LogRecord, Override, Permit, Request, Settlement, Word
+from omni_tasks.core.outcome import Report
 from omni_tasks.core.policy import LONGEST_SECONDS, CircuitBreakerConfig
 from omni_tasks.errors import CircuitOpenError, ConfigurationError
-from omni_tasks.events import log
+from omni_tasks.events import log, span_event
+from omni_tasks.fallback import Fallback
+from omni_tasks.guarded import GuardedBlocks, GuardedCall, holding, is_held
+from omni_tasks.keyed import Keyed
 from omni_tasks.settings import ResilienceConfiguration
-from omni_tasks.store.base import Reading, Store
-from omni_tasks.store.failover import FailoverStore
-from omni_tasks.store.memory import MemoryStore
-from omni_tasks.store.redis import RedisStore, connect
+from omni_tasks.snapshot import CircuitBreakerMetrics
+from omni_tasks.store.base import Store
+from omni_tasks.stores import configured_store, open_store
 
 __all__ = ["CircuitBreaker", "CircuitBreakerMetrics", "open_store"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Callback = Callable[["CircuitBreaker"], object]
 
-#: Names of the circuits whose permit the current call already holds.
-_held: ContextVar[frozenset[str]] = ContextVar("omni_tasks_held", default=frozenset())
+#: Characters that the log keeps of an operator's name or reason.
+LONGEST_NOTE = 200
 
-#: The ``with`` blocks the current call is inside of, outermost first: permit, how to undo *_held*, and when
-#: the block began by ``time.monotonic()``.
-_entered: ContextVar[tuple[tuple[Permit | None, Token[frozenset[str]], float], ...]] = ContextVar(
-    "omni_tasks_entered", default=()
-)
-
-_EVENTS = {
-    CircuitState.OPEN: ("circuit_breaker_open", signals.circuit_opened),
-    CircuitState.HALF_OPEN: ("circuit_breaker_half_open", signals.circuit_half_opened),
-    CircuitState.CLOSED: ("circuit_breaker_closed", signals.circuit_closed),
-}
+#: Seconds during which a circuit that had no room for another key is not asked for room again.
+_FULL_FOR = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CircuitBreakerMetrics:
-    """
-    One circuit as the whole cluster sees it, read from the shared store.
-
-    Attributes:
-        total_requests: Calls that ran and have reported.  Refused and held ones are not among them.
-
-        failure_rate: failed / total, 0.0-1.0; 0.0 before the first call.
-
-        rejected_requests: Calls refused, whether their caller got an error or was held.
-
-        last_failure_time: When the last failure was reported, or ``None``.  UTC, the store's clock.
-
-        time_in_current_state: Seconds since the last change of state.  >= 0.
-
-        time_since_trip: Seconds since the circuit left closed by itself, through all its probes; 0.0 while closed.
-
-        retry_after: Seconds until the circuit lets a call through; 0.0 when it does so now.
-
-        degraded: Whether the shared store is away and these are this process's own numbers.
-    """
-
-    name: str
-    state: CircuitState
-    total_requests: int
-    successful_requests: int
-    failed_requests: int
-    failure_rate: float
-    consecutive_failures: int
-    consecutive_successes: int
-    rejected_requests: int
-    outstanding_requests: int
-    circuit_open_count: int
-    circuit_half_open_count: int
-    last_failure_time: datetime | None
-    last_success_time: datetime | None
-    last_state_change: datetime | None
-    time_in_current_state: float
-    time_since_trip: float
-    retry_after: float
-    degraded: bool
-
-    @classmethod
-    def from_reading(cls, config: CircuitBreakerConfig, reading: Reading) -> CircuitBreakerMetrics:
-        """
-        Read the metrics off what the store answered.
-        """
-        circuit = reading.circuit
-        total = circuit.succeeded + circuit.failed + circuit.ignored
-        changed_ms = circuit.changed_at_ms or reading.now_ms
-        return cls(
-            name=config.name,
-            state=circuit.effective_state,
-            total_requests=total,
-            successful_requests=circuit.succeeded,
-            failed_requests=circuit.failed,
-            failure_rate=circuit.failed / total if total else 0.0,
-            consecutive_failures=circuit.failures,
-            consecutive_successes=circuit.successes_in_a_row,
-            rejected_requests=circuit.rejected,
-            outstanding_requests=reading.calls + reading.probes,
-            circuit_open_count=circuit.opened,
-            circuit_half_open_count=circuit.half_opened,
-            last_failure_time=_moment(circuit.last_failure_ms),
-            last_success_time=_moment(circuit.last_success_ms),
-            last_state_change=_moment(circuit.changed_at_ms),
-            time_in_current_state=max(reading.now_ms - changed_ms, 0) / 1000,
-            time_since_trip=max(reading.now_ms - circuit.tripped_at_ms, 0) / 1000 if circuit.tripped_at_ms else 0.0,
-            retry_after=_retry_after_ms(config, reading) / 1000,
-            degraded=reading.degraded,
-        )
-
-
-class CircuitBreaker:
+class CircuitBreaker(GuardedBlocks):
     """
     A circuit breaker.  Thread-safe; nothing is locked while a call runs.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - an application gives the first two; the others are a manager's
         self,
         config: CircuitBreakerConfig,
         redis_url: str | None = None,
@@ -136,6 +51,8 @@ class CircuitBreaker:
         store: Store | None = None,
         key: str | None = None,
         logging: bool = True,
+        active: bool = True,
+        parent: CircuitBreaker | None = None,
     ) -> None:
         """
         Make a breaker.
@@ -144,8 +61,8 @@ class CircuitBreaker:
             config: What it does.
 
             redis_url: The shared store; ``OMNI_REDIS_URL`` when left out.  Without either the
-                breaker lives in this process's memory.  How keys begin and how long an answer is
-                waited for is read from the environment, as for a manager's breakers.
+                breaker lives in this process's memory.  How keys begin, how long an answer is
+                waited for, and whether resilience is on, is read from the environment, as for a manager's breakers.
 
             store: A store that is already open; a manager's breakers share one.
 
@@ -153,15 +70,30 @@ class CircuitBreaker:
 
             logging: Whether transitions are logged.
 
+            active: ``False`` lets every call straight through (``ENABLE_RESILIENCE``).
+
+            parent: The circuit that configures it, where this is one of a key: see :meth:`keyed`.
+
         Raises:
-            ConfigurationError: Without *store*: a setting in the environment is wrong.
+            ConfigurationError: Without *store*: a setting in the environment is wrong.  Or the name holds a
+                colon, which is :meth:`keyed`'s.
         """
+        if parent is None and SEPARATOR in config.name:
+            raise ConfigurationError("name", config.name, "without a colon; for a circuit of a key use keyed()")
+        if store is None:
+            settings = ResilienceConfiguration.load()
+            store, active = configured_store(settings, redis_url), active and settings.enable_resilience
         self.config = config
         self.key = key or config.name
-        self._store = store or _configured_store(redis_url)
-        self._logging = logging
-        self._callbacks: dict[CircuitState, list[Callback]] = {state: [] for state in CircuitState}
-        self._callbacks_lock = threading.Lock()
+        self.parent = parent
+        self.known_keys: Keyed = parent.known_keys if parent else Keyed(config.max_keys)
+        self._store = store
+        self._active = active
+        above = parent._announcer if parent else None  # noqa: SLF001 - one of its own kind
+        self._announcer: Announcer = Announcer(logging=logging, above=above)
+        # Of a key's circuit: whether the store has listed it.  Of another: until when it takes no more.
+        self._listed = False
+        self._full_until_monotonic = 0.0
         if logging:
             log.debug("circuit_breaker_init", component=self.key, failure_threshold=config.failure_threshold)
 
@@ -174,7 +106,13 @@ class CircuitBreaker:
     # The life of a permit.
 
     def acquire(
-        self, *, permit_id: str | None = None, lease: float = 0.0, paced: bool = False, ticket: str = ""
+        self,
+        *,
+        permit_id: str | None = None,
+        lease: float = 0.0,
+        paced: bool = False,
+        ticket: str = "",
+        health: bool = False,
     ) -> Admission:
         """
         Ask for a permit; whoever gets one must settle it.
@@ -188,24 +126,56 @@ class CircuitBreaker:
 
             ticket: From the :meth:`draw` that already paid for this start.
 
+            health: Whether the call is a health check.  It may run as a probe while the circuit waits; its
+                success ends the wait, and the next call probes.
+
         Returns:
             The answer.  Only a granted one carries a permit.
         """
         request = Request(
-            permit_id=permit_id or uuid.uuid4().hex, lease_ms=round(lease * 1000), paced=paced, ticket=ticket
+            permit_id=permit_id or uuid.uuid4().hex,
+            lease_ms=round(lease * 1000),
+            paced=paced,
+            ticket=ticket,
+            health=health,
         )
         admission = self._store.acquire(self.config, request)
-        self._announce(admission.transition)
-        if admission.permit is None and self.config.mode == "shadow":
+        self._announcer.tell(self, admission.transition)
+        told = "circuit.refused" if admission.permit is None else "circuit.admitted"
+        span_event(told, circuit=self.key, state=admission.state.value, retry_after=admission.retry_after_ms / 1000)
+        self._listed = not admission.crowded
+        if admission.permit is None and not admission.crowded and self.config.mode == "shadow":
             return replace(admission, watched=True)
         return admission
+
+    def ask(self, *, lease: float = 0.0, paced: bool = False, ticket: str = "") -> tuple[CircuitBreaker, Admission]:
+        """
+        Ask for a permit, as :meth:`acquire`, here or, where there is no room for another key, of the parent.
+
+        Returns:
+            The breaker that has answered, which the permit must be settled with, and its answer.
+        """
+        parent = self.parent
+        if parent is None:
+            return self, self.acquire(lease=lease, paced=paced, ticket=ticket)
+        if self._listed or time.monotonic() >= parent._full_until_monotonic:  # noqa: SLF001 - one of its own kind
+            admission = self.acquire(lease=lease, paced=paced, ticket=ticket)
+            if not admission.crowded:
+                return self, admission
+            parent._full_until_monotonic = time.monotonic() + _FULL_FOR  # noqa: SLF001 - see above
+        if not parent.enabled:
+            return parent, Admission(permit=None, state=CircuitState.CLOSED, watched=True)
+        return parent, parent.acquire(lease=lease, paced=paced, ticket=ticket)
 
     def settle(self, permit: Permit, report: Report) -> Settlement:
         """
         Report how a permit's call ended.  A second report of one permit changes nothing.
         """
-        settlement = self._store.settle(self.config, permit, report)
-        self._announce(settlement.transition)
+        if report.trouble:
+            log.error("circuit_classify_failed", component=self.key, reason=report.trouble)
+        settlement = self._store.settle(self.config, permit, report.of_probe() if permit.probe else report)
+        self._announcer.tell(self, settlement.transition)
+        span_event("circuit.settled", circuit=self.key, outcome=report.outcome.value, state=settlement.state.value)
         return settlement
 
     def draw(self, wanted: int) -> Draw:
@@ -213,124 +183,145 @@ class CircuitBreaker:
         Ask how many of *wanted* held tasks may return to their queues now.
         """
         answer = self._store.draw(self.config, wanted)
-        self._announce(answer.transition)
+        self._announcer.tell(self, answer.transition)
         return answer
+
+    # Calls.
 
     def call(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """
         Run *fn* if the circuit lets it.
 
         Returns:
-            What *fn* returned.
+            What *fn* returned, or the circuit's fallback's answer.
 
         Raises:
             CircuitOpenError: Refused; *fn* did not run.
 
             Exception: What *fn* raised, also when that failure tripped the circuit.
         """
-        permit, started = self.admit(), time.monotonic()
-        try:
-            with self.holding():
-                result = fn(*args, **kwargs)
-        except BaseException as error:
-            self.report(permit, error, duration=time.monotonic() - started)
-            raise
-        self.report(permit, None, result, duration=time.monotonic() - started)
-        return result
+        return self.call_with_fallback(fn, None, *args, **kwargs)
 
-    def __enter__(self) -> Self:
+    def call_with_fallback(
+        self, fn: Callable[P, R], fallback: Fallback | object, /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
         """
-        Take a permit for the block.
-
-        Raises:
-            CircuitOpenError: Refused; the block does not run.
-        """
-        permit = self.admit()
-        token = _held.set(_held.get() | {self.config.name})
-        _entered.set((*_entered.get(), (permit, token, time.monotonic())))
-        return self
-
-    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        """
-        Settle the block's permit by how the block ended.
-        """
-        *outer, (permit, token, started) = _entered.get()
-        _entered.set(tuple(outer))
-        _held.reset(token)
-        self.report(permit, error, duration=time.monotonic() - started)
-
-    def admit(self) -> Permit | None:
-        """
-        Take a permit.
-
-        Returns:
-            ``None`` where the call runs without one: it already runs on one of this circuit, or the
-            circuit only watches, or is off.
-
-        Raises:
-            CircuitOpenError: Refused.
-        """
-        if not self.enabled or self.is_held:
-            # An outer call will report for both: asking again would make a probe refuse itself.
-            return None
-        admission = self.acquire()
-        if admission.refused:
-            raise self.refusal(admission)
-        return admission.permit
-
-    def report(
-        self, permit: Permit | None, error: BaseException | None, result: object = None, *, duration: float = 0.0
-    ) -> None:
-        """
-        Settle what :meth:`admit` gave by how the call ended.
+        Run *fn* if the circuit lets it, with a fallback of this call's own.
 
         Args:
-            permit: Nothing is reported without one.
+            fn: What to run.
 
-            error: The exception that ended the call, or ``None`` when it returned.
+            fallback: What is returned when it is refused: a value, a function, or a :class:`Fallback`, which
+                also says when it answers; ``None`` for the circuit's own.
 
-            result: What it returned.
+            args: For *fn*, and for a fallback that is a function.
 
-            duration: How long it took, in seconds.
+            kwargs: The same.
         """
-        if permit is None:
-            return
-        if error is None or isinstance(error, Exception):
-            self.settle(permit, judge(self.config, error, result, duration=duration))
-        else:
-            # Cancelled or interrupted: that says nothing about the dependency.
-            self.settle(permit, IGNORED)
+        if not isinstance(fallback, Fallback):
+            fallback = Fallback.of(fallback, None, self.config)
+        call = GuardedCall(self)
+        try:
+            call.enter()
+        except CircuitOpenError as refusal:
+            if fallback is None:
+                raise
+            return cast("R", fallback.give(refusal, args, kwargs))
+        try:
+            result = fn(*args, **kwargs)
+        except BaseException as error:
+            call.leave(error)
+            if fallback is None or not self.enabled or not fallback.covers(self.config, error):
+                raise
+            return cast("R", fallback.give(error, args, kwargs))
+        call.leave(None, result)
+        return result
 
-    @contextlib.contextmanager
-    def holding(self) -> Iterator[None]:
+    def holding(self) -> AbstractContextManager[None]:
         """
         Let calls of this circuit inside the block run on a permit the caller already holds.
         """
-        token = _held.set(_held.get() | {self.config.name})
-        try:
-            yield
-        finally:
-            _held.reset(token)
+        return holding(self.config.name)
 
     @property
     def enabled(self) -> bool:
         """
-        Whether the circuit is there at all: its mode is not ``"off"``.
+        Whether the circuit is there at all: its mode is not ``"off"``, and resilience is on.
         """
-        return self.config.mode != "off"
+        return self._active and self.config.mode != "off"
 
     @property
     def is_held(self) -> bool:
         """
         Whether the current call already runs on a permit of this circuit.
         """
-        return self.config.name in _held.get()
+        return is_held(self.config.name)
 
     def refusal(self, admission: Admission) -> CircuitOpenError:
         """
         The error for a refused admission.
         """
         return CircuitOpenError(self.config.name, admission.state.value, admission.retry_after_ms / 1000)
+
+    # Keys.
+
+    def keyed(self, key: str | int) -> CircuitBreaker:
+        """
+        The breaker of one key: a circuit of its own, configured as this one.
+
+        Args:
+            key: 1-200 printable characters, or a whole number.
+
+        Raises:
+            ConfigurationError: It is none of these, or this circuit is one of a key itself.
+        """
+        text = key_text(key)
+        if text is None:
+            raise ConfigurationError("key", key, f"1-{LONGEST_KEY} printable characters, or a whole number")
+        if self.parent is not None:
+            raise ConfigurationError("keyed", self.key, "asked of a circuit that is not one of a key itself")
+        return self.known_keys.get(text, lambda: self._child(text, self.key_config(text)))
+
+    def key_config(self, key: str) -> CircuitBreakerConfig:
+        """
+        The configuration of a key that has none of its own.
+        """
+        return replace(self.config, name=f"{self.config.name}{SEPARATOR}{key}")
+
+    def add_key(self, key: str, config: CircuitBreakerConfig) -> CircuitBreaker:
+        """
+        Configure the circuit of one key apart.
+
+        Raises:
+            ConfigurationError: Its name, or how many keys there may be, is not as this circuit has it.
+        """
+        wanted = self.key_config(key)
+        for option in ("name", "max_keys"):
+            value, right = getattr(config, option), getattr(wanted, option)
+            if value != right:
+                raise ConfigurationError(f"{option} of {self.key}{SEPARATOR}{key}", value, repr(right))
+        breaker = self._child(key, config)
+        self.known_keys.add(key, breaker)
+        return breaker
+
+    def key_circuits(self, keys: Iterable[str]) -> list[tuple[str, CircuitBreakerConfig]]:
+        """
+        What the manager calls the circuits of *keys* and of those configured apart, and how each is configured.
+        """
+        apart = self.known_keys.added()
+        configs = {key: self.key_config(key) for key in keys if key_text(key) == key}
+        configs |= {key: breaker.config for key, breaker in apart.items()}
+        return [(f"{self.key}{SEPARATOR}{key}", config) for key, config in configs.items()]
+
+    def _child(self, key: str, config: CircuitBreakerConfig) -> CircuitBreaker:
+        return CircuitBreaker(
+            config,
+            store=self._store,
+            key=f"{self.key}{SEPARATOR}{key}",
+            logging=self._announcer.logging,
+            active=self._active,
+            parent=self,
+        )
 
     # Reading and the operator's word.
 
@@ -347,17 +338,38 @@ class CircuitBreaker:
         """
         return self.get_metrics().state
 
-    def reset(self, *, actor: str | None = None, reason: str | None = None) -> None:
+    def read_log(self, *, since_ms: int = 0) -> list[LogRecord]:
+        """
+        Changes of state and the operator's words since *since_ms* (Unix ms, the store's clock), oldest first.
+        """
+        return self._store.log(self.config, since_ms=since_ms)
+
+    def reset(self, *, all_keys: bool = False, actor: str | None = None, reason: str | None = None) -> None:
         """
         Close the circuit and clear everything it has counted, in the whole cluster.
 
+        Args:
+            all_keys: Whether the circuits of its keys are reset too, one after the other.
+
+            actor: Who says so.
+
+            reason: Why.
+
         Raises:
-            StoreError: The shared store is away; nothing was changed.
+            StoreError: The shared store is away; from here on nothing was changed.
         """
-        transition = self._store.reset(self.config, op_id=uuid.uuid4().hex)
-        if self._logging:
+        transition = self._store.reset(self.config, _word(actor, reason))
+        if self._announcer.logging:
             log.warning("circuit_breaker_reset", component=self.key, actor=actor, reason=reason)
-        self._announce(transition)
+        self._announcer.tell(self, transition)
+        for key in self.keys() if all_keys else ():
+            self.keyed(key).reset(actor=actor, reason=reason)
+
+    def keys(self) -> tuple[str, ...]:
+        """
+        The keys that have a circuit of their own now, least recently used first.  One round trip.
+        """
+        return tuple(key for key in self._store.list_keys([self.config])[0] if key_text(key) == key)
 
     def force_open(self, *, ttl: float | None = None, actor: str | None = None, reason: str | None = None) -> None:
         """
@@ -380,8 +392,10 @@ class CircuitBreaker:
     def _force(self, override: Override, ttl: float | None, actor: str | None, reason: str | None) -> None:
         if ttl is not None and not 0 < ttl <= LONGEST_SECONDS:
             raise ConfigurationError("ttl", ttl, f"above 0 and at most {LONGEST_SECONDS:.0f} s, or None")
-        transition = self._store.force(self.config, override, ttl_ms=round((ttl or 0) * 1000), op_id=uuid.uuid4().hex)
-        if self._logging:
+        # 0 would be without an end.
+        ttl_ms = max(round(ttl * 1000), 1) if ttl is not None else 0
+        transition = self._store.force(self.config, override, _word(actor, reason), ttl_ms=ttl_ms)
+        if self._announcer.logging:
             log.warning(
                 "circuit_breaker_override",
                 component=self.key,
@@ -390,7 +404,7 @@ class CircuitBreaker:
                 actor=actor,
                 reason=reason,
             )
-        self._announce(transition)
+        self._announcer.tell(self, transition)
 
     # Who is told.
 
@@ -413,66 +427,11 @@ class CircuitBreaker:
         self._add(CircuitState.HALF_OPEN, callback)
 
     def _add(self, state: CircuitState, callback: Callback) -> None:
-        with self._callbacks_lock:
-            self._callbacks[state] = [*self._callbacks[state], callback]
-
-    def _announce(self, transition: Transition | None) -> None:
-        if transition is None:
-            return
-        event, signal = _EVENTS[transition.current]
-        if self._logging:
-            log.warning(
-                event,
-                component=self.key,
-                previous_state=transition.previous.value,
-                failure_count=transition.failures,
-                failure_threshold=self.config.failure_threshold,
-                epoch=transition.epoch,
-            )
-        for callback in self._callbacks[transition.current]:
-            try:
-                callback(self)
-            except Exception:  # noqa: BLE001 - the user's own code; logged, and the transition stands
-                log.exception("circuit_breaker_callback_failed", component=self.key, callback=repr(callback))
-        signal.send(sender=self.key, breaker=self, transition=transition)
+        self._announcer.add(state, callback)
+        if self.parent is not None:
+            # A breaker that somebody listens to must not be forgotten by this process.
+            self.known_keys.add(split_key(self.config.name)[1], self)
 
 
-def _configured_store(redis_url: str | None) -> Store:
-    settings = ResilienceConfiguration.load()
-    return open_store(
-        redis_url or settings.redis_url,
-        prefix=settings.key_prefix,
-        timeout=settings.store_timeout,
-        pause=settings.store_retry_interval,
-    )
-
-
-def open_store(redis_url: str | None, *, prefix: str = "omni", timeout: float = 0.25, pause: float = 1.0) -> Store:
-    """
-    The store for *redis_url*, with the process's own memory behind it; memory alone without a URL.
-
-    No connection is made before the first question.
-    """
-    if redis_url is None:
-        return MemoryStore()
-    shared = RedisStore(connect(redis_url, timeout=timeout), prefix=prefix)
-    return FailoverStore(shared, pause=pause, on_change=_say_degraded)
-
-
-def _say_degraded(degraded: bool, why: str) -> None:  # noqa: FBT001 - the store's callback signature
-    if degraded:
-        log.error("circuit_store_degraded", reason=why, effect="this process decides alone until the store answers")
-    else:
-        log.warning("circuit_store_recovered")
-
-
-def _moment(unix_ms: int) -> datetime | None:
-    return datetime.fromtimestamp(unix_ms / 1000, UTC) if unix_ms else None
-
-
-def _retry_after_ms(config: CircuitBreakerConfig, reading: Reading) -> int:
-    circuit, now_ms = reading.circuit, reading.now_ms
-    until_ms = circuit.override_until_ms if circuit.override is Override.FORCED_OPEN else circuit.open_until_ms
-    if circuit.effective_state is not CircuitState.OPEN or now_ms >= until_ms:
-        return 0
-    return machine.retry_after(circuit, config, now_ms=now_ms)
+def _word(actor: str | None, reason: str | None) -> Word:
+    return Word(op_id=uuid.uuid4().hex, actor=(actor or "")[:LONGEST_NOTE], reason=(reason or "")[:LONGEST_NOTE])

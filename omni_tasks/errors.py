@@ -9,7 +9,8 @@ Every exception a caller can catch.
     ├── UnknownCircuitError     no circuit is configured under that name (also a LookupError)
     ├── StoreError              the shared store did not answer in time
     │   └── StoreReplyError     the store answered with something that is not ours
-    └── ParkingError            a task could not be set aside; its message stays unacknowledged
+    ├── ParkingError            a task could not be set aside
+    └── HoldExpiredError        a task has been held for as long as it may be, and has not run
 
 The gateways add their own branch, ``ProviderError``, in
 :mod:`omni_tasks.gateways.errors`.  All of them survive pickling with every field.
@@ -20,6 +21,7 @@ from __future__ import annotations
 __all__ = [
     "CircuitOpenError",
     "ConfigurationError",
+    "HoldExpiredError",
     "OmniTasksError",
     "ParkingError",
     "StoreError",
@@ -125,3 +127,31 @@ class ParkingError(OmniTasksError):
     """
     A task could not be set aside durably.  Its message must stay unacknowledged.
     """
+
+
+class HoldExpiredError(OmniTasksError):
+    """
+    A task has been held for as long as it may be (``max_hold``).  It has not run.
+
+    Attributes:
+        circuit: Key of the circuit it waited for.
+
+        held_for: Seconds since it was first held.
+    """
+
+    # Neutral evidence: the dependency was not asked.
+    circuit_outcome = "ignored"
+
+    def __init__(self, circuit: str, held_for: float) -> None:
+        """
+        End a task that waited for *circuit* for *held_for* seconds.
+        """
+        super().__init__(circuit, held_for)
+        self.circuit = circuit
+        self.held_for = held_for
+
+    def __str__(self) -> str:
+        """
+        Say which circuit it waited for, and how long.
+        """
+        return f"held for circuit {self.circuit!r} for {self.held_for:.0f} s, which is as long as it may be"

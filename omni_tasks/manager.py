@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
-from omni_tasks.breaker import CircuitBreaker, CircuitBreakerMetrics, open_store
+from omni_tasks.breaker import CircuitBreaker
+from omni_tasks.core.keys import SEPARATOR, key_text, split_key
 from omni_tasks.core.policy import CircuitBreakerConfig
-from omni_tasks.errors import UnknownCircuitError
+from omni_tasks.errors import ConfigurationError, UnknownCircuitError
 from omni_tasks.settings import ResilienceConfiguration
+from omni_tasks.snapshot import CircuitBreakerMetrics
+from omni_tasks.store.base import Reading
 from omni_tasks.store.failover import FailoverStore
+from omni_tasks.stores import configured_store
 
 __all__ = ["CircuitBreakerManager", "get_circuit_breaker_manager", "use_manager"]
 
@@ -39,12 +43,8 @@ class CircuitBreakerManager:
             ConfigurationError: A setting in the environment is wrong.
         """
         self.settings = settings or ResilienceConfiguration.load()
-        self._store = open_store(
-            redis_url or self.settings.redis_url,
-            prefix=self.settings.key_prefix,
-            timeout=self.settings.store_timeout,
-            pause=self.settings.store_retry_interval,
-        )
+        self.redis_url = redis_url or self.settings.redis_url
+        self._store = configured_store(self.settings, self.redis_url)
         self._lock = threading.Lock()
         self._breakers: dict[str, CircuitBreaker] = {}
         for key, config in self.settings.circuits.items():
@@ -71,9 +71,19 @@ class CircuitBreakerManager:
         Args:
             config: What it does.
 
-            key: What it is asked for by; the config's name when left out.
+            key: What it is asked for by; the config's name when left out.  ``"circuit:key"`` configures one key
+                of a circuit that is there already.
+
+        Raises:
+            ConfigurationError: It has a colon, and there is no circuit of what is before it, or the
+                configuration's name is not that of the key's circuit.
         """
-        breaker = CircuitBreaker(config, store=self._store, key=key, logging=self.settings.enable_resilience_logging)
+        key = key or config.name
+        if SEPARATOR in key:
+            return self._parent_of(key).add_key(split_key(key)[1], config)
+        breaker = CircuitBreaker(
+            config, store=self._store, key=key, logging=self.settings.enable_resilience_logging, active=self.enabled
+        )
         with self._lock:
             self._breakers = {**self._breakers, breaker.key: breaker}
         return breaker
@@ -87,21 +97,31 @@ class CircuitBreakerManager:
         """
         breaker = self.find(key)
         if breaker is None:
-            raise UnknownCircuitError(key, tuple(self._breakers))
+            raise UnknownCircuitError(key, self.configured())
         return breaker
 
-    def find(self, key: str) -> CircuitBreaker | None:
+    def find(self, name: str) -> CircuitBreaker | None:
         """
-        The breaker of that key or of that circuit name, or ``None``.
+        The breaker of that key or of that circuit name, or ``None``; ``"circuit:key"`` is that of a circuit's key.
         """
         breakers = self._breakers
-        return breakers.get(key) or next((b for b in breakers.values() if b.config.name == key), None)
+        circuit, key = split_key(name)
+        found = breakers.get(circuit) or next((b for b in breakers.values() if b.config.name == circuit), None)
+        if found is None or not key:
+            return found
+        return found.keyed(key) if key_text(key) == key else None
+
+    def configured(self) -> tuple[str, ...]:
+        """
+        The keys of the configured circuits, in their order, without the keys these have.
+        """
+        return tuple(self._breakers)
 
     def keys(self) -> tuple[str, ...]:
         """
-        The keys of all circuits, in the order they were configured.
+        The keys of all circuits, in the order they were configured, then those of their keys.  One round trip.
         """
-        return tuple(self._breakers)
+        return tuple(breaker_key for breaker_key, _ in self.circuits())
 
     def call(self, name: str, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """
@@ -112,31 +132,55 @@ class CircuitBreakerManager:
 
             CircuitOpenError: Refused; *fn* did not run.
         """
-        breaker = self.get(name)
-        if not self.enabled:
-            return fn(*args, **kwargs)
-        return breaker.call(fn, *args, **kwargs)
+        return self.get(name).call(fn, *args, **kwargs)
 
     def get_all_metrics(self) -> dict[str, CircuitBreakerMetrics]:
         """
-        Read every circuit, in one round trip; changes nothing.
+        Read every circuit and that of every key; changes nothing.  Two round trips: what there is, then all of it.
         """
-        breakers = self._breakers
-        readings = self._store.read([breaker.config for breaker in breakers.values()])
         return {
-            key: CircuitBreakerMetrics.from_reading(breaker.config, reading)
-            for (key, breaker), reading in zip(breakers.items(), readings, strict=True)
+            key: CircuitBreakerMetrics.from_reading(config, reading)
+            for key, config, reading in self.read(self.circuits())
         }
+
+    def read(
+        self, circuits: Sequence[tuple[str, CircuitBreakerConfig]]
+    ) -> list[tuple[str, CircuitBreakerConfig, Reading]]:
+        """
+        Read what the store has about *circuits*, in one round trip; changes nothing.
+        """
+        readings = self._store.read([config for _, config in circuits])
+        return [(key, config, reading) for (key, config), reading in zip(circuits, readings, strict=True)]
 
     def reset_all(self) -> None:
         """
-        Close every circuit and clear what it has counted.
+        Close every circuit and that of every key, and clear what they have counted.
 
         Raises:
             StoreError: The shared store is away.
         """
         for breaker in self._breakers.values():
-            breaker.reset()
+            breaker.reset(all_keys=True)
+
+    def circuits(self) -> list[tuple[str, CircuitBreakerConfig]]:
+        """
+        Every circuit there is, and that of every key: what it is called, and its configuration.  One round trip.
+        """
+        # Without making a breaker of each: there may be more keys than this process should keep.
+        breakers = tuple(self._breakers.values())
+        listed = self._store.list_keys([breaker.config for breaker in breakers])
+        found = [(breaker.key, breaker.config) for breaker in breakers]
+        for breaker, keys in zip(breakers, listed, strict=True):
+            found += breaker.key_circuits(keys)
+        return found
+
+    def _parent_of(self, key: str) -> CircuitBreaker:
+        circuit, of_key = split_key(key)
+        parent = self.find(circuit) if of_key else None
+        if parent is None:
+            allowed = f"a configured circuit, a colon and a key (configured: {', '.join(self._breakers)})"
+            raise ConfigurationError("circuit", key, allowed)
+        return parent
 
 
 _provider: Callable[[], CircuitBreakerManager] | None = None

@@ -16,37 +16,13 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from kombu.utils.imports import symbol_by_name
-
+from omni_tasks.circuits import READY_CIRCUITS, read_circuits
 from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.errors import ConfigurationError
+from omni_tasks.store.failover import POLICIES, StorePolicy
+from omni_tasks.store.url import parse
 
-__all__ = ["READY_CIRCUITS", "ResilienceConfiguration", "redacted"]
-
-#: The circuits that exist out of the box.  Seconds.
-READY_CIRCUITS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "ai_providers": {
-            "name": "ai_providers_cb",
-            "failure_threshold": 5,
-            "recovery_timeout": 180.0,
-            "monitor_interval": 20.0,
-        },
-        "external_api": {
-            "name": "external_api_cb",
-            "failure_threshold": 3,
-            "recovery_timeout": 120.0,
-            "monitor_interval": 15.0,
-        },
-        "database": {
-            "name": "database_cb",
-            "failure_threshold": 3,
-            "recovery_timeout": 60.0,
-            "monitor_interval": 10.0,
-        },
-        "cache": {"name": "cache_cb", "failure_threshold": 2, "recovery_timeout": 30.0, "monitor_interval": 5.0},
-    }
-)
+__all__ = ["HOLD_ENDS", "READY_CIRCUITS", "ResilienceConfiguration", "redacted"]
 
 #: Environment variables that carry no ``OMNI_`` in front.
 _PLAIN_ENVIRONMENT = frozenset(
@@ -62,6 +38,9 @@ _PLAIN_ENVIRONMENT = frozenset(
         "resilience_alert_threshold",
     }
 )
+
+#: What may become of a task that has been held for as long as it may be.
+HOLD_ENDS = ("fail", "dead_letter")
 
 #: Longest key prefix in characters.
 LONGEST_PREFIX = 64
@@ -101,9 +80,38 @@ class ResilienceConfiguration:
 
         store_timeout: Longest wait for one answer of the store.  > 0.
 
-        store_retry_interval: How long a store that did not answer is left alone.  > 0.
+        store_retry_interval: Time from one attempt to reach a store that is away to the next.  > 0.
+
+        store_policy: What happens to calls while the store is away: ``"admit"`` lets all run, ``"refuse"`` none,
+            ``"local"`` decides in each process for itself.
 
         mover_interval: Time between two looks of a worker at the held tasks.  > 0.
+
+        max_hold: Longest time a task may be held, where it names none itself.  0 for ever.
+
+        on_hold_expired: What becomes of it then, where it names nothing itself: one of :data:`HOLD_ENDS`.
+
+        pause_queues: Queue -> circuit: queues that workers leave alone while that circuit is open.
+
+        parking: Where held tasks wait: in the ``"broker"``, or in the shared ``"store"``.
+
+        alert_sinks: Where alerts go; :mod:`omni_tasks.observe.sink_entries` has what an entry may be.
+
+        alert_held_age: From how long on the oldest held task is worth an alert.  > 0.
+
+        alert_private_addresses: Whether webhooks may lead to addresses that are not public, and by plain http.
+
+        webhook_secret: Signs webhooks; several, divided by blanks, while receivers change over.
+
+        pushgateway_url: Where the monitor pushes the metrics to.
+
+        exporter_host: Where a worker's own exporter listens.
+
+        exporter_port: On which port; without one a worker exports nothing.  1-65,535.
+
+        log_format: ``"json"``, or ``"console"`` for people.
+
+        log_celery: Whether Celery's own lines are written in that format too.
     """
 
     enable_resilience: bool = True
@@ -118,9 +126,23 @@ class ResilienceConfiguration:
     redis_url: str | None = field(default=None, repr=False)
     key_prefix: str = "omni"
     circuits: Mapping[str, CircuitBreakerConfig] = field(default_factory=dict)
-    store_timeout: float = 0.25
+    store_timeout: float = 0.2
     store_retry_interval: float = 1.0
+    store_policy: StorePolicy = "local"
     mover_interval: float = 0.2
+    max_hold: float = 604_800.0
+    on_hold_expired: str = "fail"
+    pause_queues: Mapping[str, str] = field(default_factory=dict)
+    parking: str = "broker"
+    alert_sinks: tuple[str | Callable[..., object], ...] = field(default=("log",), repr=False)
+    alert_held_age: float = 3600.0
+    alert_private_addresses: bool = False
+    webhook_secret: str | None = field(default=None, repr=False)
+    pushgateway_url: str | None = field(default=None, repr=False)
+    exporter_host: str = "127.0.0.1"
+    exporter_port: int | None = None
+    log_format: str = "json"
+    log_celery: bool = False
 
     @classmethod
     def load(
@@ -139,7 +161,13 @@ class ResilienceConfiguration:
         """
         source = _Source(conf or {}, os.environ if environ is None else environ)
         values = {option: source.read(option, parse) for option, parse in _PARSERS.items() if source.has(option)}
-        circuits = _circuits(source, values)
+        defaults = {
+            option: values[f"default_{option}"]
+            for option in ("failure_threshold", "recovery_timeout")
+            if f"default_{option}" in values
+        }
+        origin, given = source.raw("circuits") or ("omni_circuits", {})
+        circuits = read_circuits(origin, given, defaults)
         return cls(circuits=MappingProxyType(circuits), **values)
 
     @classmethod
@@ -213,14 +241,17 @@ def _number(least: float, most: float, unit: str) -> Callable[[str, Any], float]
 def _url(option: str, value: Any) -> str:
     text = str(value)
     try:
-        # Read for its errors: a port that is no number, an address without its closing bracket.
-        _ = urlsplit(text).port
-        scheme, separator, _ = text.partition("://")
-    except ValueError:
-        scheme = separator = ""
-    if not separator or scheme not in {"redis", "rediss", "unix"}:
-        raise ConfigurationError(option, redacted(text), "a redis://, rediss:// or unix:// URL")
+        parse(text)
+    except ValueError as error:
+        raise ConfigurationError(option, redacted(text), str(error)) from None
     return text
+
+
+def _policy(option: str, value: Any) -> StorePolicy:
+    for policy in POLICIES:
+        if str(value).strip().lower() == policy:
+            return policy
+    raise ConfigurationError(option, value, f"one of {', '.join(POLICIES)}")
 
 
 def _prefix(option: str, value: Any) -> str:
@@ -228,6 +259,63 @@ def _prefix(option: str, value: Any) -> str:
     if not 0 < len(text) <= LONGEST_PREFIX or not text.isprintable() or set(text) & set("{} "):
         raise ConfigurationError(option, value, f"1-{LONGEST_PREFIX} printable characters without braces or spaces")
     return text
+
+
+def _http_url(option: str, value: Any) -> str:
+    text = str(value)
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise ConfigurationError(option, redacted(text), "an http:// or https:// URL")
+    return text
+
+
+def _one_of(*words: str) -> Callable[[str, Any], str]:
+    def parse(option: str, value: Any) -> str:
+        if value not in words:
+            raise ConfigurationError(option, value, f"one of {', '.join(words)}")
+        return str(value)
+
+    return parse
+
+
+def _queues(option: str, value: Any) -> Mapping[str, str]:
+    try:
+        given = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        given = None
+    words = [word for pair in given.items() for word in pair] if isinstance(given, Mapping) else [None]
+    if not all(isinstance(word, str) and word for word in words):
+        raise ConfigurationError(option, value, 'a mapping of queue to circuit key, like {"articles": "ai_providers"}')
+    return MappingProxyType(dict(given))
+
+
+def _host(option: str, value: Any) -> str:
+    text = str(value)
+    if not text or not text.isprintable() or set(text) & set(" /@"):
+        raise ConfigurationError(option, value, "a host name or an address")
+    return text
+
+
+def _secret(option: str, value: Any) -> str:
+    text = str(value)
+    if not text.split():
+        raise ConfigurationError(option, value, "a secret, or several divided by blanks")
+    return text
+
+
+def _entries(option: str, value: Any) -> tuple[str | Callable[..., object], ...]:
+    """
+    A list of texts and functions; the environment has texts only, divided by commas.
+    """
+    found = [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+    if not isinstance(found, (list, tuple)) or not all(isinstance(entry, str) or callable(entry) for entry in found):
+        # Not shown: an entry may hold a password.
+        raise ConfigurationError(option, type(value).__name__, "a list of texts and functions")
+    return tuple(found)
 
 
 _SECONDS = _number(0.001, 86_400.0, "s")
@@ -246,53 +334,22 @@ _PARSERS: Mapping[str, Callable[[str, Any], Any]] = {
     "key_prefix": _prefix,
     "store_timeout": _number(0.001, 60.0, "s"),
     "store_retry_interval": _SECONDS,
+    "store_policy": _policy,
     "mover_interval": _number(0.01, 60.0, "s"),
+    "max_hold": _number(0.0, 365 * 86_400.0, "s"),
+    "on_hold_expired": _one_of(*HOLD_ENDS),
+    "pause_queues": _queues,
+    "parking": _one_of("broker", "store"),
+    "alert_sinks": _entries,
+    "alert_held_age": _number(0.001, 30 * 86_400.0, "s"),
+    "alert_private_addresses": _boolean,
+    "webhook_secret": _secret,
+    "pushgateway_url": _http_url,
+    "exporter_host": _host,
+    "exporter_port": _whole(1, 65_535),
+    "log_format": _one_of("json", "console"),
+    "log_celery": _boolean,
 }
-
-
-def _circuits(source: _Source, values: Mapping[str, Any]) -> dict[str, CircuitBreakerConfig]:
-    entries: dict[str, dict[str, Any]] = {key: dict(entry) for key, entry in READY_CIRCUITS.items()}
-    origin, given = source.raw("circuits") or ("omni_circuits", {})
-    if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            raise ConfigurationError(origin, given, 'JSON like {"my_api": {"recovery_timeout": 30}}') from None
-    if not isinstance(given, Mapping) or not all(isinstance(entry, Mapping) for entry in given.values()):
-        raise ConfigurationError(origin, given, "a mapping of circuit key to a mapping of options")
-    defaults = {
-        option: values[f"default_{option}"]
-        for option in ("failure_threshold", "recovery_timeout")
-        if f"default_{option}" in values
-    }
-    for key, entry in given.items():
-        entries[key] = {**entries.get(key, {"name": key, **defaults}), **entry}
-    return {key: _config(f"{origin}[{key!r}]", entry) for key, entry in entries.items()}
-
-
-def _config(origin: str, entry: Mapping[str, Any]) -> CircuitBreakerConfig:
-    allowed = CircuitBreakerConfig.option_names()
-    for option in entry:
-        if option not in allowed:
-            raise ConfigurationError(f"{origin}: option", option, "one of " + ", ".join(allowed))
-    try:
-        options: dict[str, Any] = {option: _resolved(option, value) for option, value in entry.items()}
-        return CircuitBreakerConfig(**options)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(origin, dict(entry), f"made of names that can be imported ({error})") from None
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{origin}[{error.option!r}]", error.value, error.allowed) from None
-
-
-def _resolved(option: str, value: object) -> object:
-    """
-    Import what JSON can only name: ``"requests.exceptions:Timeout"``, or with a dot.
-    """
-    if option == "classify" and isinstance(value, str):
-        return symbol_by_name(value)
-    if option in {"ignored_exceptions", "counted_exceptions"} and isinstance(value, (list, tuple)):
-        return tuple(symbol_by_name(kind) if isinstance(kind, str) else kind for kind in value)
-    return value
 
 
 def redacted(url: str) -> str:

@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 __all__ = [
+    "ACTIONS",
     "FOREVER_MS",
     "Admission",
     "Circuit",
     "CircuitState",
     "Draw",
+    "LogRecord",
     "Override",
     "Permit",
     "Request",
     "Settlement",
     "Transition",
+    "Word",
 ]
 
 #: The end of an override that has none, Unix ms.  Also the largest number a store reads: all that is
@@ -49,13 +52,39 @@ class Override(StrEnum):
     FORCED_CLOSED = "forced_closed"
 
 
+#: What a log calls the operator's words.  Twin: ``store/lua/force.lua``.
+ACTIONS = {
+    Override.AUTO: "auto",
+    Override.FORCED_OPEN: "force_open",
+    Override.FORCED_CLOSED: "force_close",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Word:
+    """
+    That the operator speaks, whatever he says.
+
+    Attributes:
+        op_id: New for every word.  The same again, with no other in between, changes nothing.
+
+        actor: Who speaks, for the log.
+
+        reason: Why, for the log.
+    """
+
+    op_id: str
+    actor: str = ""
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circuit:
     """
     Everything the store keeps about one circuit.
 
     The field names are the field names of the Redis hash; *calls* and *probes*
-    are the two sorted sets beside it, permit id -> lease deadline.
+    are the two sorted sets beside it, ``epoch:permit id`` -> lease deadline.
 
     Attributes:
         gen: Names this incarnation; new after the state was lost.  ``(gen, epoch)`` never repeats.
@@ -69,7 +98,11 @@ class Circuit:
 
         failures: Consecutive counted failures; back to 0 with a success while closed, and on closing.
 
-        reopens: Reopenings since the circuit was last closed; the back-off's exponent.
+        closed_at_ms: When probes closed the circuit last; 0 before they have.
+
+        reason: What the failure that opened the circuit gave as its reason; ``""`` while closed.
+
+        reopens: Openings since the circuit was last stable, but for the first; the back-off's exponent.
 
         probe_successes: Successful probes in this epoch.
 
@@ -82,6 +115,19 @@ class Circuit:
         ramp_tokens: Starts the ramp has in hand, in millionths of a call.
 
         ramp_ceiling_mps: The last rate that proved too fast, scaled down; 0 when none has yet.
+
+        held: Refusals of paced calls; *rejected* includes them.
+
+        trips: Times it left closed by itself.
+
+        took_ms: Sum of the durations of successes and failures, as far as they were measured.
+
+        durations: How many took how long, as :mod:`omni_tasks.core.durations` writes it.
+
+        policy: The newest configuration that has used the circuit, as :class:`omni_tasks.core.policy.Policy`
+            writes it; empty where none has a version.
+
+        last_op: The operator's last word by its id, and what it was answered: it is followed once.
     """
 
     gen: str = ""
@@ -93,6 +139,8 @@ class Circuit:
     open_until_ms: int = 0
     changed_at_ms: int = 0
     tripped_at_ms: int = 0
+    closed_at_ms: int = 0
+    reason: str = ""
     failures: int = 0
     reopens: int = 0
     probe_successes: int = 0
@@ -112,11 +160,17 @@ class Circuit:
     stale: int = 0
     slow: int = 0
     rejected: int = 0
+    held: int = 0
     opened: int = 0
     half_opened: int = 0
+    trips: int = 0
     successes_in_a_row: int = 0
     last_failure_ms: int = 0
     last_success_ms: int = 0
+    took_ms: int = 0
+    durations: str = ""
+    policy: str = ""
+    last_op: str = ""
     calls: Mapping[str, int] = field(default_factory=dict)
     probes: Mapping[str, int] = field(default_factory=dict)
 
@@ -169,24 +223,70 @@ class Request:
         paced: Whether the ramp may refuse it.  Tasks wait well; a plain call would fail.
 
         ticket: ``gen:epoch`` of the :class:`Draw` that already paid for this start, or ``""``.
+
+        health: Whether this is a health check, which may ask the dependency also while the circuit waits.
     """
 
     permit_id: str
     lease_ms: int = 0
     paced: bool = False
     ticket: str = ""
+    health: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
     """
     A change of state that *this* call caused.  One caller in the cluster gets it.
+
+    Attributes:
+        reason: Why the circuit is open, where the failure that opened it has said so.
     """
 
     previous: CircuitState
     current: CircuitState
     epoch: int
     failures: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRecord:
+    """
+    One entry of a circuit's log.
+
+    Attributes:
+        at_ms: When, Unix ms, the store's clock.
+
+        kind: ``"transition"`` or ``"operator"``.
+
+        previous: The state before a transition, as callers met it; ``None`` in the operator's records.
+
+        current: The state after it.
+
+        epoch: The circuit's epoch after a transition.
+
+        failures: Counted failures in a row at a transition.
+
+        reason: Why the circuit opened, or why the operator has spoken; ``""`` when nobody said.
+
+        action: ``"force_open"``, ``"force_close"``, ``"auto"`` or ``"reset"``; ``""`` for a transition.
+
+        actor: Who has spoken, as he called himself; ``""`` when he did not.
+
+        ttl_ms: How long the operator's word holds, ms; 0 until the next one.
+    """
+
+    at_ms: int
+    kind: str
+    previous: CircuitState | None = None
+    current: CircuitState | None = None
+    epoch: int = 0
+    failures: int = 0
+    reason: str = ""
+    action: str = ""
+    actor: str = ""
+    ttl_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,6 +304,8 @@ class Admission:
         transition: What this question changed, or ``None``.
 
         watched: Whether the circuit would have refused, but only watches: the call runs without a permit.
+
+        crowded: Whether nothing was decided, because as many keys as may be have a circuit and this one has none.
     """
 
     permit: Permit | None
@@ -211,6 +313,7 @@ class Admission:
     retry_after_ms: int = 0
     transition: Transition | None = None
     watched: bool = False
+    crowded: bool = False
 
     @property
     def refused(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.wire import Policy
 
 __all__ = ["SLICES", "Counts", "count", "record"]
 
@@ -33,35 +33,35 @@ class Counts:
     slow: int
 
 
-def record(window: str, config: CircuitBreakerConfig, *, failed: bool, slow: bool, now_ms: int) -> str:
+def record(window: str, policy: Policy, *, failed: bool, slow: bool, now_ms: int) -> str:
     """
     Add one call.
 
     Returns:
         The window without what has slid out of it.
     """
-    if not config.window_ms:
-        return (window + str(_FAILED * failed + _SLOW * slow))[-config.window_calls :]
-    now = _slice(config, now_ms)
+    if not policy.window_ms:
+        return (window + str(_FAILED * failed + _SLOW * slow))[-policy.window_calls :]
+    now = _slice(policy, now_ms)
     slices = _slices(window, now)
     calls, failures, slows = slices.get(now, (0, 0, 0))
     slices[now] = (calls + 1, failures + failed, slows + slow)
     return " ".join(f"{number}:{c}:{f}:{s}" for number, (c, f, s) in sorted(slices.items()))
 
 
-def count(window: str, config: CircuitBreakerConfig, *, now_ms: int) -> Counts:
+def count(window: str, policy: Policy, *, now_ms: int) -> Counts:
     """
     Count what is in the window now.
     """
-    if not config.window_ms:
-        marks = window[-config.window_calls :]
+    if not policy.window_ms:
+        marks = window[-policy.window_calls :]
         return Counts(len(marks), marks.count("1") + marks.count("3"), marks.count("2") + marks.count("3"))
-    slices = _slices(window, _slice(config, now_ms)).values()
+    slices = _slices(window, _slice(policy, now_ms)).values()
     return Counts(sum(c for c, _, _ in slices), sum(f for _, f, _ in slices), sum(s for _, _, s in slices))
 
 
-def _slice(config: CircuitBreakerConfig, now_ms: int) -> int:
-    return now_ms // -(-config.window_ms // SLICES)
+def _slice(policy: Policy, now_ms: int) -> int:
+    return now_ms // -(-policy.window_ms // SLICES)
 
 
 def _slices(window: str, now: int) -> dict[int, tuple[int, int, int]]:

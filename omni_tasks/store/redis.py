@@ -5,208 +5,278 @@ Circuits shared through Redis: encode, one script, decode.  Nothing is decided h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Self, TypeVar
+from urllib.parse import unquote
 
 import redis
-from redis.backoff import NoBackoff
-from redis.commands.core import Script
-from redis.retry import Retry
+from redis.cluster import RedisCluster
+from redis.exceptions import RedisClusterException
 
+from omni_tasks.core.keys import SEPARATOR, split_key
 from omni_tasks.core.model import (
     Admission,
-    CircuitState,
     Draw,
+    LogRecord,
     Override,
     Permit,
     Request,
     Settlement,
     Transition,
+    Word,
 )
-from omni_tasks.core.outcome import Report
+from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.errors import StoreError, StoreReplyError
-from omni_tasks.store.base import Reading
+from omni_tasks.store import replies
+from omni_tasks.store.base import CANDIDATES, LOG_LENGTH, Reading
+from omni_tasks.store.connect import connect, connect_cluster
 from omni_tasks.store.schema import (
     STANDALONE,
     VERBS,
-    circuit_from_reply,
     circuit_keys,
-    policy_arguments,
+    list_key,
+    log_from_reply,
     script_text,
 )
+from omni_tasks.store.script import Argument, Question, Scripts
+from omni_tasks.store.url import parse
 
 __all__ = ["RedisStore", "connect"]
 
 
-def connect(url: str, *, timeout: float) -> redis.Redis:
-    """
-    A client that answers or fails within about *timeout* seconds, once.
+#: Whatever a question may end with when no answer came, or none of ours.
+FAILURES = (redis.RedisError, RedisClusterException, OSError)
 
-    redis-py 8's own defaults retry ten times and block 59 s on a frozen
-    server; a retried command may also have been applied twice.
-    """
-    return redis.Redis.from_url(
-        url,
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-    )
+#: Circuits whose constant arguments are kept at most; circuits per key come and go.
+_MOST_QUESTIONS = 10_000
+
+Answer = TypeVar("Answer")
 
 
 class RedisStore:
     """
-    Implements :class:`omni_tasks.store.base.Store` over one Redis or Valkey server.
+    Implements :class:`omni_tasks.store.base.Store` over Redis or Valkey.
 
-    Connections are made on first use, in the process that uses them: redis-py's
-    pool notices a fork and starts anew in the child.
+    Connections are made on first use, in the process that uses them, and anew after a fork.
     """
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: redis.Redis | Callable[[], RedisCluster],
         *,
         prefix: str = "omni",
         now_ms: Callable[[], int] | None = None,
+        leave_successes: bool = False,
     ) -> None:
         """
         Keep circuits under *prefix*.
 
         Args:
-            client: Made by :func:`connect`; replies must not be decoded.
+            client: Made by :func:`connect`, or what makes one of a cluster; replies must not be decoded.
 
             prefix: First part of every key.
 
             now_ms: Unix ms, in tests.  Production leaves it out and reads the server's clock.
+
+            leave_successes: Whether a busy process may leave a success that cannot change the
+                circuit's state to its next question.  Its settlement is then the one it will have
+                unless its lease has ended: applied, closed.
         """
-        self._client = client
         self._prefix = prefix
         self._now_ms = now_ms
-        self._scripts = {verb: Script(client, script_text(verb)) for verb in (*VERBS, *STANDALONE)}
+        self._leaves = leave_successes
+        self._scripts = Scripts(client, {verb: script_text(verb) for verb in (*VERBS, *STANDALONE)})
+        self._questions: dict[str, tuple[CircuitBreakerConfig, Question]] = {}
+
+    @classmethod
+    def at(cls, url: str, *, timeout: float, prefix: str = "omni") -> Self:
+        """
+        The store at *url*, as production uses it; connects with the first question.
+
+        Args:
+            url: Any that :func:`omni_tasks.store.url.parse` takes.
+
+            timeout: Seconds to connect, and to wait for one answer.
+
+            prefix: First part of every key.
+        """
+        if parse(url).kind == "cluster":
+            return cls(partial(connect_cluster, url, timeout=timeout), prefix=prefix, leave_successes=True)
+        return cls(connect(url, timeout=timeout), prefix=prefix, leave_successes=True)
 
     def acquire(self, config: CircuitBreakerConfig, request: Request) -> Admission:
         """
         Decide whether one more call may run.
         """
-        kind, gen, epoch, state, retry_after_ms, previous, failures = self._run(
-            "acquire", config, request.permit_id, request.lease_ms, int(request.paced), _bytes(request.ticket)
-        )
-        permit = None
-        if kind:
-            permit = Permit(request.permit_id, _text(gen), epoch, probe=kind == b"probe")
-        return Admission(
-            permit=permit,
-            state=_state(state),
-            retry_after_ms=retry_after_ms,
-            transition=_transition(previous, state, epoch, failures),
-        )
+        admission = self._acquire(config, request)
+        if admission.crowded and self.forget(config):
+            admission = self._acquire(config, request)
+        return admission
+
+    def _acquire(self, config: CircuitBreakerConfig, request: Request) -> Admission:
+        paced, health = int(request.paced), int(request.health)
+        asked = (request.permit_id, request.lease_ms, paced, _bytes(request.ticket), health, config.max_keys)
+        return self._run("acquire", config, asked, partial(replies.admission, request))
 
     def settle(self, config: CircuitBreakerConfig, permit: Permit, report: Report) -> Settlement:
         """
         Take a finished call's report.
         """
-        applied, state, open_ms, previous, epoch, failures = self._run(
-            "settle",
-            config,
+        asked = (
             permit.id,
-            _bytes(f"{permit.gen}:{permit.epoch}"),
+            _bytes(permit.gen),
+            permit.epoch,
             int(permit.probe),
             report.outcome.value,
             report.retry_after_ms,
-            int(bool(config.slow_ms) and report.duration_ms >= config.slow_ms),
+            report.duration_ms,
+            int(report.trip),
+            _bytes(report.reason),
         )
-        return Settlement(
-            applied=bool(applied),
-            state=_state(state),
-            retry_after_ms=open_ms,
-            transition=_transition(previous, state, epoch, failures),
-        )
+        if self._leaves and _changes_nothing(config, permit, report) and self._leave("settle", config, asked):
+            return replies.COUNTED
+        return self._run("settle", config, asked, replies.settlement)
 
     def draw(self, config: CircuitBreakerConfig, wanted: int) -> Draw:
         """
         Pay for the return of up to *wanted* held tasks.
         """
-        count, ticket, state, ramping, previous, epoch, failures = self._run("draw", config, wanted)
-        return Draw(
-            count=count,
-            ticket=_text(ticket),
-            state=_state(state),
-            ramping=bool(ramping),
-            transition=_transition(previous, state, epoch, failures),
-        )
+        return self._run("draw", config, (wanted,), replies.draw)
 
-    def force(self, config: CircuitBreakerConfig, override: Override, *, ttl_ms: int, op_id: str) -> Transition | None:
+    def force(
+        self, config: CircuitBreakerConfig, override: Override, word: Word, *, ttl_ms: int = 0
+    ) -> Transition | None:
         """
-        Follow the operator's word.
+        Follow the operator's word until *ttl_ms* have passed; 0 means until the next one.
         """
-        state, previous, epoch, failures = self._run("force", config, override.value, ttl_ms, op_id)
-        return _transition(previous, state, epoch, failures)
+        return self._run("force", config, (override.value, ttl_ms, *_word(word)), partial(replies.followed, word))
 
-    def reset(self, config: CircuitBreakerConfig, *, op_id: str) -> Transition | None:
+    def reset(self, config: CircuitBreakerConfig, word: Word) -> Transition | None:
         """
-        Close the circuit and clear what it has counted.
+        Close the circuit and clear what it has counted; its log goes on.
         """
-        state, previous, epoch, failures = self._run("reset", config, op_id)
-        return _transition(previous, state, epoch, failures)
+        return self._run("reset", config, _word(word), partial(replies.followed, word))
 
     def read(self, configs: Sequence[CircuitBreakerConfig]) -> list[Reading]:
         """
-        Read many circuits in one round trip; changes nothing.
+        Read many circuits in one round trip to each server that has some; changes nothing.
         """
         if not configs:
             return []
         try:
-            try:
-                replies = self._read(configs)
-            except redis.exceptions.NoScriptError:
-                self._client.script_load(self._scripts["snapshot"].script)
-                replies = self._read(configs)
-        except (redis.RedisError, OSError) as error:
+            questions = [Question(self._question(config).keys[:3]) for config in configs]
+            answers = self._scripts.run_many("snapshot", questions, [self._now()])
+        except FAILURES as error:
             raise StoreError(f"read: {type(error).__name__}: {error}") from error
-        return [
-            Reading(circuit=circuit_from_reply(flat), now_ms=now, calls=calls, probes=probes, first_lease_ms=lease)
-            for now, flat, calls, probes, lease in replies
-        ]
-
-    def _read(self, configs: Sequence[CircuitBreakerConfig]) -> list[Any]:
-        # By its SHA: redis-py's own Script asks first whether the server knows it, one round trip more each time.
-        sha = self._scripts["snapshot"].sha
-        with self._client.pipeline(transaction=False) as pipe:
-            for config in configs:
-                keys = circuit_keys(self._prefix, config.name)
-                pipe.evalsha(sha, len(keys), *keys, self._now())
-            return pipe.execute()
-
-    def _run(self, verb: str, config: CircuitBreakerConfig, *arguments: str | bytes | int) -> list[Any]:
         try:
-            reply = self._scripts[verb](
-                keys=circuit_keys(self._prefix, config.name),
-                args=[self._now(), *policy_arguments(config), *arguments],
-            )
-        except (redis.RedisError, OSError) as error:
-            raise StoreError(f"{verb} {config.name!r}: {type(error).__name__}: {error}") from error
-        if not isinstance(reply, list):
-            raise StoreReplyError(f"{verb} {config.name!r}: expected a list, got {type(reply).__name__}")
-        return reply
+            return [replies.reading(answer) for answer in answers]
+        except (TypeError, ValueError) as error:
+            raise StoreReplyError(f"read: cannot read the answer: {error}") from error
+
+    def log(self, config: CircuitBreakerConfig, *, since_ms: int = 0, limit: int = LOG_LENGTH) -> list[LogRecord]:
+        """
+        Read the log, oldest first: of what was written since *since_ms* the newest *limit* records.
+        """
+        key = self._question(config).keys[3]
+        try:
+            # An entry's id is never earlier than its moment: with a clock that stepped back it is later.
+            [answer] = self._scripts.run_commands([["XREVRANGE", key, "+", since_ms, "COUNT", limit]])
+            entries = _unless_of_another_type(answer)
+        except FAILURES as error:
+            raise _store_error("log", config, error) from error
+        return [record for record in reversed(log_from_reply(entries)) if record.at_ms >= since_ms]
+
+    def list_keys(self, configs: Sequence[CircuitBreakerConfig]) -> list[tuple[str, ...]]:
+        """
+        Read which keys of each circuit have a circuit of their own, in one round trip; changes nothing.
+        """
+        try:
+            asked: list[list[Argument]] = [["ZRANGE", list_key(self._prefix, config.name), 0, -1] for config in configs]
+            answers = [_unless_of_another_type(answer) for answer in self._scripts.run_commands(asked)]
+        except FAILURES as error:
+            raise StoreError(f"list_keys: {type(error).__name__}: {error}") from error
+        return [tuple(unquote(replies.text(key)) for key in keys) for keys in answers]
+
+    def forget(self, config: CircuitBreakerConfig) -> int:
+        """
+        Make room for the circuit of another key: forget the least recently used that is closed and idle.
+
+        Args:
+            config: Of the key that needs room.
+
+        Returns:
+            How many were forgotten.
+        """
+        circuit, _ = split_key(config.name)
+        listed = list_key(self._prefix, circuit)
+        try:
+            [oldest] = self._scripts.run_commands([["ZRANGE", listed, 0, CANDIDATES - 1]])
+            names = [f"{circuit}{SEPARATOR}{unquote(replies.text(key))}" for key in _unless_of_another_type(oldest)]
+            asked = [Question([*circuit_keys(self._prefix, name), listed]) for name in names]
+            answers = self._scripts.run_many("forget", asked, [self._now(), config.max_keys])
+        except FAILURES as error:
+            raise _store_error("forget", config, error) from error
+        return sum(forgotten for [forgotten] in answers)
+
+    def _run(
+        self,
+        verb: str,
+        config: CircuitBreakerConfig,
+        arguments: Sequence[Argument],
+        read: Callable[[Any], Answer],
+    ) -> Answer:
+        try:
+            answer = self._scripts.run(verb, self._question(config), [self._now(), *arguments])
+        except FAILURES as error:
+            raise _store_error(verb, config, error) from error
+        try:
+            return read(answer)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise StoreReplyError(f"{verb} {config.name!r}: cannot read the answer {answer!r}") from error
+
+    def _leave(self, verb: str, config: CircuitBreakerConfig, arguments: Sequence[Argument]) -> bool:
+        try:
+            return self._scripts.leave(verb, self._question(config), [self._now(), *arguments])
+        except FAILURES as error:
+            raise _store_error(verb, config, error) from error
+
+    def _question(self, config: CircuitBreakerConfig) -> Question:
+        known = self._questions.get(config.name)
+        if known is None or known[0] is not config:
+            if len(self._questions) >= _MOST_QUESTIONS:
+                self._questions.clear()
+            keys = [*circuit_keys(self._prefix, config.name), list_key(self._prefix, config.name)]
+            known = config, Question(keys, (config.policy.text,))
+            self._questions[config.name] = known
+        return known[1]
 
     def _now(self) -> int | str:
         return self._now_ms() if self._now_ms else ""
 
 
-def _text(raw: bytes) -> str:
-    # What names an incarnation may have been damaged, and must still come back as it was given out.
-    return raw.decode(errors="surrogateescape")
+def _changes_nothing(config: CircuitBreakerConfig, permit: Permit, report: Report) -> bool:
+    # A probe's success may close the circuit.  Under a rate rule a success may be the call that makes the window
+    # large enough to judge.  Any other success only counts, ends a row of failures and speeds a ramp up.
+    return report.outcome is Outcome.SUCCESS and not (permit.probe or config.failure_rate_ppm or config.slow_rate_ppm)
+
+
+def _store_error(verb: str, config: CircuitBreakerConfig, error: Exception) -> StoreError:
+    return StoreError(f"{verb} {config.name!r}: {type(error).__name__}: {error}")
+
+
+def _word(word: Word) -> tuple[bytes, bytes, bytes]:
+    return _bytes(word.op_id), _bytes(word.actor), _bytes(word.reason)
+
+
+def _unless_of_another_type(answer: Any) -> Any:
+    # A key of another type was written by somebody else: it is as good as empty.
+    if isinstance(answer, redis.ResponseError) and str(answer).startswith("WRONGTYPE"):
+        return []
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _bytes(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
-
-
-def _state(raw: bytes) -> CircuitState:
-    return CircuitState(raw.decode())
-
-
-def _transition(previous: bytes, current: bytes, epoch: int, failures: int) -> Transition | None:
-    if previous == current:
-        return None
-    return Transition(previous=_state(previous), current=_state(current), epoch=epoch, failures=failures)

@@ -11,11 +11,14 @@ from dataclasses import fields, replace
 import pytest
 import redis
 
-from omni_tasks.core.model import Circuit, CircuitState, Override
-from omni_tasks.core.outcome import SUCCESS
+from omni_tasks.core.model import Circuit, CircuitState, Override, Permit, Word
+from omni_tasks.core.outcome import SUCCESS, Outcome, Report
+from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.core.ramp import bound_ramp
+from omni_tasks.core.wire import Policy
 from omni_tasks.store.redis import RedisStore
-from omni_tasks.store.schema import circuit_keys
+from omni_tasks.store.schema import circuit_keys, script_text
+from tests.proof.patched import patched_store
 from tests.support.bench import FAILURE
 from tests.support.clock import Clock
 from tests.support.stand import CONFIG, Stand
@@ -143,6 +146,34 @@ def test_a_damaged_circuit_still_trips_and_closes(
             assert shared.read().circuit.effective_state is wanted, (damage, report)
 
 
+@pytest.mark.parametrize("durations", ["", "garbage", "1,2", "1" + ",0" * 14, "9" * 400, "1" + ",-1" * 13])
+def test_damaged_durations_are_zeros(durations: str, shared: Stand, redis_client: redis.Redis, key_prefix: str) -> None:
+    """
+    Durations that cannot be read begin anew with the next call; a policy that cannot be read is none.
+    """
+    key = circuit_keys(key_prefix, CONFIG.name)[0]
+    shared.run(SUCCESS)
+    redis_client.hset(key, mapping={"durations": durations, "policy": durations, "last_op": durations})
+    shared.run(Report(Outcome.SUCCESS, duration_ms=7))
+    assert shared.read().circuit.durations == "0,1" + ",0" * 12
+    newer = replace(CONFIG, version=2)
+    shared.run(SUCCESS, newer)
+    assert shared.read().circuit.policy == newer.policy.text
+
+
+def test_a_stored_policy_is_read_as_the_pure_rules_read_it(
+    shared: Stand, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    Numbers that were not written as we write them are numbers all the same.
+    """
+    newer = replace(CONFIG, version=2, failure_threshold=1).policy
+    text = newer.text.replace(",", ",00")
+    assert Policy.parse(text) == newer
+    redis_client.hset(circuit_keys(key_prefix, CONFIG.name)[0], "policy", text)
+    assert shared.run().state is OPEN
+
+
 @pytest.mark.parametrize("stored_mps", [1, 2_000, 9_999, 10**12])
 def test_a_stored_rate_is_kept_within_its_bounds(
     stored_mps: int, shared: Stand, redis_client: redis.Redis, key_prefix: str
@@ -171,6 +202,61 @@ def test_any_number_of_reopenings_is_worked_out_at_once(
     assert shared.settle(probe, config=config).retry_after_ms == 500
 
 
+#: What somebody else may write over a key.
+OTHERS: dict[str, Callable[[redis.Redis, str], object]] = {
+    "a string": lambda client, key: client.set(key, "something else"),
+    "a list": lambda client, key: client.lpush(key, "something else"),
+    "a set": lambda client, key: client.sadd(key, "something else"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("broken", [(0,), (1,), (2,), (3,), (0, 1, 2, 3)], ids=str)
+def test_a_key_of_another_type_is_lost_and_begins_anew(
+    broken: tuple[int, ...], other: str, shared: Stand, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    Whichever keys were overwritten, every verb answers at once, and the circuit still opens, logs it and closes.
+    """
+    keys = circuit_keys(key_prefix, CONFIG.name)
+    verbs: list[Callable[[], object]] = [
+        shared.read,
+        lambda: shared.store.log(CONFIG),
+        lambda: shared.store.draw(CONFIG, 1),
+        shared.run,
+        lambda: shared.force(Override.FORCED_OPEN),
+        lambda: shared.force(Override.AUTO),
+        lambda: shared.settle(Permit("lost", "gen", 1, probe=True)),
+        lambda: shared.store.reset(CONFIG, Word(op_id="reset")),
+        shared.trip,
+    ]
+    for verb in verbs:
+        for number in broken:
+            redis_client.delete(keys[number])
+            OTHERS[other](redis_client, keys[number])
+        verb()
+    while (answer := shared.ask()).permit is None:
+        shared.clock.advance(answer.retry_after_ms)
+    shared.settle(answer.permit, SUCCESS)
+    assert shared.read().circuit.state is CLOSED
+    assert [record.kind for record in shared.store.log(CONFIG)]
+
+
+def test_another_error_of_the_server_is_no_lost_key(redis_client: redis.Redis, key_prefix: str) -> None:
+    """
+    Only a key of another type is deleted; any other error ends the script and is the store's error.
+    """
+    shared = Stand(RedisStore(redis_client, prefix=key_prefix, now_ms=Clock()), Clock())
+    shared.trip()
+    text = script_text("draw").replace(
+        "'ZREMRANGEBYSCORE', KEYS[2], '-inf', now", "'ZREMRANGEBYSCORE', KEYS[2], 'x', now"
+    )
+    keys = circuit_keys(key_prefix, CONFIG.name)
+    with pytest.raises(redis.ResponseError, match="min or max is not a float"):
+        redis_client.eval(text, 4, *keys, shared.clock(), CONFIG.policy.text, 1)
+    assert shared.read().circuit.state is OPEN
+
+
 @pytest.mark.parametrize("prepare", DAMAGED, ids=lambda prepare: prepare.__name__.removeprefix("_as_"))
 @pytest.mark.parametrize("lost", [0, 1, 2], ids=["circuit", "calls", "probes"])
 def test_no_lost_key_wedges_the_circuit(
@@ -187,3 +273,28 @@ def test_no_lost_key_wedges_the_circuit(
         shared.clock.advance(admission.retry_after_ms)
         assert shared.clock.now_ms <= deadline_ms
         admission = shared.ask()
+
+
+@pytest.mark.parametrize("value", [b"", b"-5", b"1e20", b"1.5", b"x", b"nan", b"0x10", b" 7 ", b"99999999999999999999"])
+def test_a_damaged_field_is_the_same_on_the_quiet_path(
+    value: bytes, redis_client: redis.Redis, key_prefix: str
+) -> None:
+    """
+    Each field of a quiet circuit, damaged: the short way and the whole rules answer alike and leave the same.
+    """
+    config = CircuitBreakerConfig(name="quiet", failure_threshold=3)
+    never_quiet = [("_quiet", "quiet = {", "local _ = {")]
+    for field in {field.name for field in fields(Circuit)} - {"calls", "probes"}:
+        seen: list[object] = []
+        for prefix, patches in ((f"{key_prefix}a", []), (f"{key_prefix}b", never_quiet)):
+            clock = Clock()
+            stand = Stand(patched_store(redis_client, prefix=prefix, patches=patches, now_ms=clock), clock)
+            stand.store.reset(config, Word(op_id="new"))
+            for duration_ms in (3, 4):
+                stand.run(Report(Outcome.SUCCESS, duration_ms=duration_ms), config)
+            key = circuit_keys(prefix, config.name)[0]
+            redis_client.hset(key, field, value)
+            answers = [stand.run(Report(Outcome.SUCCESS, duration_ms=6), config) for _ in range(2)]
+            seen.append((answers, redis_client.hgetall(key), stand.read(config).calls))
+            redis_client.delete(*circuit_keys(prefix, config.name))
+        assert seen[0] == seen[1], field

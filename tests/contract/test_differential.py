@@ -11,10 +11,11 @@ from dataclasses import asdict
 import pytest
 import redis
 
-from omni_tasks.core.model import Admission, Override, Permit, Request
+from omni_tasks.core import durations
+from omni_tasks.core.model import Admission, Override, Permit, Request, Word
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
-from omni_tasks.store.base import Store
+from omni_tasks.store.base import Reading, Store
 from omni_tasks.store.memory import MemoryStore
 from omni_tasks.store.redis import RedisStore
 from tests.support.clock import Clock
@@ -25,7 +26,16 @@ STEPS = 400
 CLOCK_STEPS_MS = [0, 0, 1, 7, 100, 299, 300, 301, 499, 500, 501, 2000, 59_999, 100_000, -50, -5000, -3_600_000]
 
 
-def _config(rng: random.Random) -> CircuitBreakerConfig:
+def _configs(rng: random.Random) -> list[CircuitBreakerConfig]:
+    """
+    The configurations of the processes that share a circuit: mostly one, else of different versions.
+    """
+    if rng.random() < 0.6:
+        return [_config(rng)]
+    return [_config(rng, version=version) for version in (0, 1, 2, 2)]
+
+
+def _config(rng: random.Random, *, version: int = 0) -> CircuitBreakerConfig:
     return CircuitBreakerConfig(
         name="differential {x}:y",
         failure_threshold=rng.choice([1, 2, 5, 50]),
@@ -43,6 +53,9 @@ def _config(rng: random.Random) -> CircuitBreakerConfig:
         minimum_calls=rng.choice([1, 2, 5]),
         window_calls=rng.choice([5, 10]),
         window_seconds=rng.choice([None, None, 0.5, 7.0, 600.0]),
+        jitter=rng.choice([0.0, 0.0, 0.1, 1.0]),
+        stable_seconds=rng.choice([0.0, 1.0, 60.0]),
+        version=version,
     )
 
 
@@ -50,37 +63,53 @@ def _config(rng: random.Random) -> CircuitBreakerConfig:
 def test_both_stores_walk_the_same_path(seed: int, redis_client: redis.Redis, key_prefix: str) -> None:
     """Any sequence of verbs and clock steps leaves memory and Redis with equal answers and equal circuits."""
     rng = random.Random(seed)
-    clock, config = Clock(), _config(rng)
+    clock, configs = Clock(), _configs(rng)
     stores: list[Store] = [MemoryStore(clock), RedisStore(redis_client, prefix=key_prefix, now_ms=clock)]
     permits: list[Permit] = []
     for step in range(STEPS):
         clock.advance(rng.choice(CLOCK_STEPS_MS))
-        ask = _question(rng, config, permits, step)
+        ask = _question(rng, rng.choice(configs), permits, step)
         answers = [ask(store) for store in stores]
         assert answers[0] == answers[1], step
         if isinstance(answers[0], Admission) and answers[0].permit:
             permits.append(answers[0].permit)
-        memory, shared = (asdict(store.read([config])[0]) for store in stores)
+        memory, shared = (asdict(store.read(configs[:1])[0]) for store in stores)
         assert memory == shared, step
+        _check_accounts(stores[0].read(configs[:1])[0])
+    logs = [store.log(configs[0]) for store in stores]
+    assert logs[0] == logs[1]
+
+
+def _check_accounts(reading: Reading) -> None:
+    c = reading.circuit
+    assert c.admitted == c.succeeded + c.failed + c.ignored + c.expired + reading.calls + reading.probes
+    assert c.rejected >= c.held
+    assert sum(durations.counts(c.durations)) <= c.succeeded + c.failed
 
 
 def _question(
     rng: random.Random, config: CircuitBreakerConfig, permits: list[Permit], step: int
 ) -> Callable[[Store], object]:
-    verb = rng.choices(["acquire", "settle", "draw", "force", "reset"], [40, 40, 12, 2, 1])[0]
+    verb = rng.choices(["acquire", "settle", "draw", "force", "reset"], [40, 40, 12, 3, 1])[0]
     if verb == "settle" and permits:
         permit = permits.pop(rng.randrange(len(permits))) if rng.random() < 0.9 else permits[0]
         outcome = rng.choices(list(Outcome), [5, 4, 1])[0]
-        report = Report(outcome, rng.choice([0, 0, 3000, 10**7]), rng.choice([0, 0, 50, 99, 100, 101]))
+        report = Report(
+            outcome,
+            rng.choice([0, 0, 3000, 10**7]),
+            rng.choice([0, 5, 6, 99, 100, 101, 60_000, 60_001]),
+            trip=rng.random() < 0.1,
+            reason=rng.choice(["", "auth", "r" * 64, "\u00e4 b"]),
+        )
         return lambda store: store.settle(config, permit, report)
     if verb == "draw":
         wanted = rng.choice([0, 1, 5, 1000])
         return lambda store: store.draw(config, wanted)
     if verb == "force":
         override, ttl_ms = rng.choice(list(Override)), rng.choice([0, 100, 5000])
-        return lambda store: store.force(config, override, ttl_ms=ttl_ms, op_id=f"op{step}")
+        return lambda store: store.force(config, override, _word(step), ttl_ms=ttl_ms)
     if verb == "reset":
-        return lambda store: store.reset(config, op_id=f"op{step}")
+        return lambda store: store.reset(config, _word(step))
     known = permits[-1].id if permits and rng.random() < 0.1 else None
     ticket = rng.choice([f"{permits[-1].gen}:{permits[-1].epoch}", ""]) if permits else ""
     request = Request(
@@ -88,5 +117,11 @@ def _question(
         lease_ms=rng.choice([0, 0, 50, 10_000]),
         paced=rng.random() < 0.7,
         ticket=ticket,
+        health=rng.random() < 0.1,
     )
     return lambda store: store.acquire(config, request)
+
+
+def _word(step: int) -> Word:
+    # Some are said again: the same id, for a while.
+    return Word(op_id=f"op {step // 40}", actor=f"actor {step}", reason="" if step % 2 else "why \u00e4")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -15,11 +15,13 @@ from types import ModuleType
 import pytest
 import redis
 
-from omni_tasks.core import machine, model, ramp
-from omni_tasks.core.model import Override, Permit, Request
+from omni_tasks.core import durations, held, model, ramp
+from omni_tasks.core.model import Override, Permit, Request, Word
 from omni_tasks.core.outcome import SUCCESS
+from omni_tasks.core.wire import Policy
+from omni_tasks.store import base
 from omni_tasks.store.redis import RedisStore
-from omni_tasks.store.schema import STANDALONE, VERBS, script_text
+from omni_tasks.store.schema import QUIET, STANDALONE, VERBS, script_text
 from tests.support.stand import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,15 +32,17 @@ PRELUDE = ROOT / "omni_tasks" / "store" / "lua" / "_prelude.lua"
 FORBIDDEN = {"KEYS", "SCAN", "HSCAN", "SSCAN", "ZSCAN", "EVAL", "EVALSHA", "FLUSHDB", "FLUSHALL", "RANDOMKEY"}
 
 PERMIT = Permit("p", "g", 1, probe=False)
+KEYED = replace(CONFIG, name=f"{CONFIG.name}:key")
 
 #: One call of each verb; no argument contains a blank.
 CALLS: dict[str, Callable[[RedisStore], object]] = {
     "acquire": lambda store: store.acquire(CONFIG, Request(permit_id="p", ticket="g:1")),
     "settle": lambda store: store.settle(CONFIG, PERMIT, SUCCESS),
     "draw": lambda store: store.draw(CONFIG, 7),
-    "force": lambda store: store.force(CONFIG, Override.AUTO, ttl_ms=5, op_id="o"),
-    "reset": lambda store: store.reset(CONFIG, op_id="o"),
+    "force": lambda store: store.force(CONFIG, Override.AUTO, Word(op_id="o"), ttl_ms=5),
+    "reset": lambda store: store.reset(CONFIG, Word(op_id="o")),
     "snapshot": lambda store: store.read([CONFIG]),
+    "forget": lambda store: (store.acquire(KEYED, Request(permit_id="k")), store.forget(KEYED)),
 }
 
 
@@ -97,7 +101,14 @@ class Lua:
         """
         Every command of the code, with its first argument.
         """
-        return re.findall(r"redis\.p?call\(\s*'([A-Z]+)'\s*,?\s*([^,)\s]*)", self.code)
+        return re.findall(r"\bcall\(\s*'([A-Z]+)'\s*,?\s*([^,)\s]*)", self.outside_call)
+
+    @property
+    def outside_call(self) -> str:
+        """
+        The code without the function that every command goes through.
+        """
+        return re.sub(r"^local function call\(command, key.*?^end$", "", self.code, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(params=FILES, ids=lambda path: f"{path.parent.parent.name}-{path.stem}")
@@ -113,8 +124,9 @@ def test_every_script_is_in_these_tests() -> None:
     The store's folder holds its verbs, the readers and the prelude, and nothing else.
     """
     there = {path.stem for path in FILES if path.parent == PRELUDE.parent}
-    assert there == {*VERBS, *STANDALONE, "_prelude"}
-    assert set(CALLS) == there - {"_prelude"}
+    in_front = {"_prelude", "_quiet", *(f"_quiet_{verb}" for verb in QUIET)}
+    assert there == {*VERBS, *STANDALONE, *in_front}
+    assert set(CALLS) == there - in_front
 
 
 def test_the_header_is_complete(lua: Lua) -> None:
@@ -144,7 +156,7 @@ def test_commands_touch_declared_keys_only(lua: Lua) -> None:
     Every command names a declared key and none walks the server.
     """
     commands = lua.commands()
-    assert len(commands) == lua.code.count("redis.call") + lua.code.count("redis.pcall")
+    assert len(commands) == len(re.findall(r"(?<!_)call\(", lua.outside_call))
     assert {command for command, _ in commands} & FORBIDDEN == set()
     assert [pair for pair in commands if pair[0] != "TIME" and not pair[1].startswith("KEYS[")] == []
 
@@ -175,9 +187,10 @@ def test_the_twin_exists(lua: Lua) -> None:
         (ramp, PRELUDE, {"CALL", "BUCKET_MS", "CUT_PAUSE_MS", "CUT_PERCENT", "CEILING_PERCENT", "CREEP_PERMILLE"}),
         (ramp, PRELUDE, {"FASTEST_MPS"}),
         (model, PRELUDE, {"FOREVER_MS"}),
-        (machine, PRELUDE.with_name("draw.lua"), {"DRAWN_MS"}),
+        (base, PRELUDE, {"LOG_LENGTH"}),
+        (held, PRELUDE.with_name("draw.lua"), {"DRAWN_MS"}),
     ],
-    ids=["ramp", "fastest", "forever", "drawn"],
+    ids=["ramp", "fastest", "forever", "log", "drawn"],
 )
 def test_numbers_are_the_same_on_both_sides(module: ModuleType, file: Path, names: set[str]) -> None:
     """
@@ -187,6 +200,23 @@ def test_numbers_are_the_same_on_both_sides(module: ModuleType, file: Path, name
     for left, right in re.findall(r"^local ([A-Z_]+(?:, [A-Z_]+)*) = ([\d., e]+)$", file.read_text(), re.MULTILINE):
         found.update(zip(left.split(", "), map(float, right.split(", ")), strict=True))
     assert {name: found.get(name) for name in names} == {name: getattr(module, name) for name in names}
+
+
+def test_tables_are_the_same_on_both_sides() -> None:
+    """
+    The order of a policy's numbers, the ranges of durations and the names of the operator's words are one.
+    """
+
+    def table(file: Path, name: str) -> list[str]:
+        [found] = re.findall(rf"^local {name} = \{{(.*?)\}}", file.read_text(), re.MULTILINE | re.DOTALL)
+        return [word.strip(" \n'") for word in found.split(",") if word.strip()]
+
+    numbers = re.findall(r"(\w+) = n\[(\d+)\]", PRELUDE.read_text())
+    assert numbers == [(name, str(number)) for number, name in enumerate(Policy._fields, 1)]
+    assert f"is_numbers(c.policy, {len(numbers)})" in PRELUDE.read_text()
+    assert table(PRELUDE.with_name("_quiet_settle.lua"), "BOUNDS_MS") == [str(bound) for bound in durations.BOUNDS_MS]
+    actions = [f"{override.value} = '{action}" for override, action in model.ACTIONS.items()]
+    assert table(PRELUDE.with_name("force.lua"), "ACTIONS") == actions
 
 
 def test_the_ramp_has_one_function_on_each_side() -> None:
@@ -204,14 +234,17 @@ def test_calls_pass_what_the_header_asks_for(verb: str, redis_client: redis.Redi
     """
     lua, store = Lua.of(PRELUDE.with_name(f"{verb}.lua")), RedisStore(redis_client, prefix=key_prefix)
     CALLS[verb](store)
-    with redis_client.monitor() as monitor:  # type: ignore[no-untyped-call] # redis-py left it untyped
+    with redis_client.monitor() as monitor:
         CALLS[verb](store)
         words: list[str] = []
-        while words[:1] != ["EVALSHA"] or key_prefix not in words[3]:
+        sha = redis_client.script_load(script_text(verb))
+        while words[:2] != ["EVALSHA", sha] or key_prefix not in words[3]:
             words = str(monitor.next_command()["command"]).split(" ")
     keys, arguments = len(lua.declared("KEYS")[0]), len(lua.declared("ARGV")[0])
-    assert words[1:3] == [redis_client.script_load(script_text(verb)), str(keys)]
+    assert words[2] == str(keys)
     assert len(words) == 3 + keys + arguments
+    # Without a circuit no verb answers by less than the whole rules.
+    redis_client.delete(words[3])
     reply = redis_client.evalsha(words[1], keys, *words[3:])
     assert isinstance(reply, list)
     assert len(reply) == len(lua.reply)

@@ -7,17 +7,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import redis
 
-from omni_tasks.core.machine import retry_after
-from omni_tasks.core.model import Admission, CircuitState, Override, Permit, Request, Settlement
+from omni_tasks.core.keys import split_key
+from omni_tasks.core.model import Admission, CircuitState, LogRecord, Override, Permit, Request, Settlement, Word
 from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report
+from omni_tasks.core.waits import retry_after
 from omni_tasks.store.base import Store
 from omni_tasks.store.memory import MemoryStore
 from omni_tasks.store.redis import RedisStore
-from omni_tasks.store.schema import circuit_keys
+from omni_tasks.store.schema import circuit_keys, list_key
 from tests.support.bench import FAILURE
 from tests.support.clock import START_MS, Clock
 from tests.support.stand import CONFIG, Stand
@@ -146,7 +148,7 @@ def _forced_closed(stand: Stand) -> list[object]:
 
 def _reset(stand: Stand) -> list[object]:
     probe = stand.probe()
-    transition = stand.store.reset(CONFIG, op_id="operator")
+    transition = stand.store.reset(CONFIG, Word(op_id="operator"))
     return [transition is not None, stand.settle(probe).applied, stand.read().circuit.admitted, stand.ask().state]
 
 
@@ -167,6 +169,76 @@ def _ramp(stand: Stand) -> list[object]:
     ticket = stand.store.draw(CONFIG, 10)
     drawn = [stand.ask(paced=True, ticket=ticket.ticket).permit is not None for _ in range(ticket.count)]
     return [ticket.count, *drawn, stand.ask(paced=True).retry_after_ms, stand.ask().permit is not None]
+
+
+def _again_later(stand: Stand) -> list[object]:
+    lost = stand.permit(permit_id="x")
+    stand.trip()
+    refused = stand.ask(permit_id="x").permit
+    stand.clock.advance(10_000)
+    again = stand.permit(permit_id="x")
+    return [refused, again.probe, again.epoch - lost.epoch, stand.settle(lost, SUCCESS).state]
+
+
+def _same_word(stand: Stand) -> list[object]:
+    stand.run()
+    word = Word(op_id="word 1", actor="me", reason="test")
+    said = [stand.store.force(CONFIG, Override.FORCED_OPEN, word, ttl_ms=wait) for wait in (0, 5_000)]
+    reset = [stand.store.reset(CONFIG, replace(word, op_id="2")) for _ in range(2)]
+    records = [record.action for record in stand.store.log(CONFIG) if record.kind == "operator"]
+    answers = [answer and answer.reason for answer in (*said, *reset)]
+    return [said[0] == said[1], reset[0] == reset[1], answers, records, stand.read().circuit.epoch]
+
+
+def _enough_alone(stand: Stand) -> list[object]:
+    settled = stand.run(Report(Outcome.FAILURE, 30_000, trip=True, reason="billing"))
+    return [settled.state, settled.retry_after_ms, stand.read().circuit.reason]
+
+
+def _health(stand: Stand) -> list[object]:
+    stand.trip()
+    check = stand.permit(health=True)
+    second = stand.ask(health=True)
+    failed = stand.settle(check, Report(Outcome.FAILURE, 20_000)).retry_after_ms
+    passed = stand.settle(stand.permit(health=True), SUCCESS)
+    return [check.probe, second.permit, failed, passed.state, passed.retry_after_ms, stand.run(SUCCESS).state]
+
+
+def _unstable(stand: Stand) -> list[object]:
+    waits = list[object]()
+    for closed_ms in (59_999, 60_000, 0):
+        waits.append(stand.trip().retry_after_ms)
+        stand.clock.advance(stand.ask().retry_after_ms)
+        stand.run(SUCCESS)
+        stand.clock.advance(closed_ms)
+    return waits
+
+
+def _older(stand: Stand) -> list[object]:
+    newer = replace(CONFIG, version=2, failure_threshold=1, recovery_timeout=20.0)
+    older = replace(CONFIG, version=1, failure_threshold=9)
+    stand.run(SUCCESS, newer)
+    return [stand.run(config=older).retry_after_ms, stand.ask(older).retry_after_ms, stand.read().circuit.policy]
+
+
+def _took(stand: Stand) -> list[object]:
+    for outcome, took_ms in (
+        (Outcome.SUCCESS, 5),
+        (Outcome.FAILURE, 60_001),
+        (Outcome.IGNORED, 7),
+        (Outcome.SUCCESS, 0),
+    ):
+        stand.run(Report(outcome, duration_ms=took_ms))
+    circuit = stand.read().circuit
+    return [circuit.took_ms, circuit.durations]
+
+
+def _held(stand: Stand) -> list[object]:
+    stand.trip()
+    for paced in (True, False, True):
+        stand.ask(paced=paced)
+    circuit = stand.read().circuit
+    return [circuit.rejected, circuit.held]
 
 
 REFUSED = Admission(permit=None, state=OPEN, retry_after_ms=10_000)
@@ -203,6 +275,17 @@ CASES: dict[str, tuple[Callable[[Stand], list[object]], list[object]]] = {
     "a clock that steps back does not lengthen the wait": (_clock_back, [10_000, True]),
     "a report to an unknown circuit creates nothing": (_unknown, [Settlement(applied=False, state=CLOSED), ""]),
     "the ramp paces tasks, not plain calls": (_ramp, [1, True, 500, True]),
+    "asking again in a later epoch is a new question": (_again_later, [None, True, 2, HALF_OPEN]),
+    "a word said again is followed once": (_same_word, [True, True, ["test"] * 4, ["force_open", "reset"], 2]),
+    "one failure may be enough alone": (_enough_alone, [OPEN, 30_000, "billing"]),
+    "a health check ends the wait, or lets it be": (_health, [True, None, 20_000, OPEN, 0, CLOSED]),
+    "the back-off goes on until the circuit was stable": (_unstable, [10_000, 20_000, 10_000]),
+    "an older configuration changes nothing": (
+        _older,
+        [20_000, 20_000, replace(CONFIG, version=2, failure_threshold=1, recovery_timeout=20.0).policy.text],
+    ),
+    "durations are counted by range": (_took, [60_006, "1" + ",0" * 12 + ",1"]),
+    "refusals of tasks are counted apart": (_held, [3, 2]),
 }
 
 
@@ -216,6 +299,68 @@ def test_rules(case: str, stand: Stand) -> None:
 
 
 # What a store adds to the rules
+
+
+def test_every_change_and_every_word_is_in_the_log(stand: Stand) -> None:
+    """
+    One record for each transition, also one that time brought about, and for each of the operator's words.
+    """
+    stand.run(Report(Outcome.FAILURE, trip=True, reason="auth"))
+    stand.clock.advance(10_000)
+    stand.run(SUCCESS)
+    word = Word(op_id="1", actor="me", reason="drill")
+    stand.store.force(CONFIG, Override.FORCED_OPEN, word, ttl_ms=5_000)
+    stand.clock.advance(5_000)
+    stand.store.draw(CONFIG, 0)
+    stand.store.reset(CONFIG, replace(word, op_id="2"))
+    opened, half, closed, said, forced, ended, reset = stand.store.log(CONFIG)
+
+    def change(after_s: int, epoch: int, previous: CircuitState, current: CircuitState, reason: str = "") -> LogRecord:
+        at_ms, failures = START_MS + after_s * 1_000, int(epoch in {1, 2})
+        return LogRecord(
+            at_ms=at_ms,
+            kind="transition",
+            previous=previous,
+            current=current,
+            epoch=epoch,
+            failures=failures,
+            reason=reason,
+        )
+
+    assert opened == change(0, 1, CLOSED, OPEN, "auth")
+    assert half == change(10, 2, OPEN, HALF_OPEN, "auth")
+    assert closed == change(10, 3, HALF_OPEN, CLOSED)
+    assert forced == change(10, 4, CLOSED, OPEN, "drill")
+    assert ended == change(15, 5, OPEN, CLOSED)
+    spoken = LogRecord(at_ms=START_MS + 10_000, kind="operator", action="force_open", actor="me", reason="drill")
+    assert said == replace(spoken, ttl_ms=5_000)
+    assert reset == replace(spoken, at_ms=START_MS + 15_000, action="reset")
+
+
+def test_the_log_is_read_from_a_moment_on(stand: Stand) -> None:
+    """
+    Of what was written since a moment the newest records come, oldest first; also after a clock step back.
+    """
+    for _ in range(3):
+        stand.clock.advance(1_000)
+        stand.force(Override.AUTO)
+    stand.clock.advance(-2_000)
+    stand.force(Override.FORCED_OPEN, ttl_ms=7)
+    moments = [record.at_ms - START_MS for record in stand.store.log(CONFIG)]
+    assert moments == [1_000, 2_000, 3_000, 1_000, 1_000]
+    since = stand.store.log(CONFIG, since_ms=START_MS + 2_000)
+    assert [record.at_ms - START_MS for record in since] == [2_000, 3_000]
+    assert [record.kind for record in stand.store.log(CONFIG, limit=2)] == ["operator", "transition"]
+    assert stand.store.log(replace(CONFIG, name="unused")) == []
+
+
+def test_the_log_is_bounded(stand: Stand) -> None:
+    """
+    The last thousand records are kept; the oldest goes when another comes.
+    """
+    for number in range(1_003):
+        stand.store.force(CONFIG, Override.AUTO, Word(op_id=str(number), actor=str(number)))
+    assert [record.actor for record in stand.store.log(CONFIG)] == [str(number) for number in range(3, 1_003)]
 
 
 def test_permits_are_accounted_for(stand: Stand) -> None:
@@ -257,6 +402,12 @@ def test_many_circuits_are_read_in_order(stand: Stand) -> None:
 
 HOSTILE = [
     "a",
+    "a:",
+    ":a",
+    "a:keys",
+    "a:b:circuit",
+    "a:b:keys",
+    "a:b ",
     "A",
     "a ",
     "a:b",
@@ -290,11 +441,15 @@ def test_keys_are_injective_and_in_one_slot() -> None:
     No two names share a key, and the keys of one circuit share their hash tag.
     """
     keys = [circuit_keys("omni", name) for name in HOSTILE]
-    assert len({key for three in keys for key in three}) == 3 * len(HOSTILE)
-    for three in keys:
-        tags = {key[key.index("{") + 1 : key.index("}")] for key in three}
+    assert len({key for four in keys for key in four}) == 4 * len(HOSTILE)
+    # The list of keys is that of the circuit which configures them.
+    lists = {list_key("omni", name) for name in HOSTILE}
+    assert len(lists) == len({split_key(name)[0] for name in HOSTILE})
+    assert not lists & {key for four in keys for key in four}
+    for four in keys:
+        tags = {key[key.index("{") + 1 : key.index("}")] for key in four}
         assert len(tags) == 1
-        assert all(key.count("{") == key.count("}") == 1 for key in three)
+        assert all(key.count("{") == key.count("}") == 1 for key in four)
 
 
 def test_only_one_of_many_threads_gets_the_probe(stand: Stand) -> None:
@@ -334,6 +489,22 @@ def test_reading_changes_nothing(shared: Stand, redis_client: redis.Redis, key_p
     shared.read()
     shared.read(replace(CONFIG, name="unused"))
     assert _dump(redis_client, key_prefix) == before != {}
+
+
+def test_foreign_entries_of_a_log_are_left_out(shared: Stand, redis_client: redis.Redis, key_prefix: str) -> None:
+    """
+    What is no record of ours, or cannot be read, is not shown.
+    """
+    key = circuit_keys(key_prefix, CONFIG.name)[3]
+    entries: list[Any] = [
+        {"kind": "transition", "from": "open", "to": "gone"},
+        {"something": "else"},
+        {b"\xff": b"\xff"},
+    ]
+    for entry in entries:
+        redis_client.xadd(key, entry)
+    redis_client.xadd(key, {"kind": "operator", "at_ms": "nan", "actor": b"\xff"})
+    assert shared.store.log(CONFIG) == [LogRecord(at_ms=0, kind="operator", actor="\ufffd")]
 
 
 def test_a_script_flush_goes_unnoticed(shared: Stand, redis_client: redis.Redis) -> None:

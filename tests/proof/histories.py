@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import redis
 
-from omni_tasks.core.model import Admission, Circuit, Override, Permit, Request
+from omni_tasks.core.model import Admission, Circuit, Override, Permit, Request, Word
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.store.redis import RedisStore
@@ -75,8 +75,8 @@ class _Scripts:
             return self._store.settle(config, *asked)
         override, ttl_ms, op_id = asked
         if override is None:
-            return self._store.reset(config, op_id=op_id)
-        return self._store.force(config, override, ttl_ms=ttl_ms, op_id=op_id)
+            return self._store.reset(config, Word(op_id=op_id))
+        return self._store.force(config, override, Word(op_id=op_id), ttl_ms=ttl_ms)
 
 
 class RacyStore:

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
-from omni_tasks.core import machine
-from omni_tasks.core.model import Circuit, Override, Permit, Request
+from omni_tasks.core import held, machine, operate
+from omni_tasks.core.model import Circuit, Override, Permit, Request, Word
 from omni_tasks.core.outcome import Report
 from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.store.base import Reading
 
-__all__ = ["Call", "Operation", "Verdict", "apply", "check"]
+__all__ = ["Call", "Operation", "Verdict", "apply", "check", "seen_as"]
 
 _FIELDS = [field.name for field in fields(Circuit)]
 
@@ -79,13 +79,13 @@ def apply(circuit: Circuit, config: CircuitBreakerConfig, operation: Operation) 
     if isinstance(asked, Request):
         return machine.acquire(circuit, config, asked, now_ms=now_ms)
     if isinstance(asked, int):
-        return machine.draw(circuit, config, wanted=asked, now_ms=now_ms)
+        return held.draw(circuit, config, wanted=asked, now_ms=now_ms)
     if len(asked) == 2:
         return machine.settle(circuit, config, *asked, now_ms=now_ms)
     override, ttl_ms, op_id = asked
     if override is None:
-        return machine.reset(circuit, op_id=op_id, now_ms=now_ms)
-    return machine.force(circuit, override, ttl_ms=ttl_ms, op_id=op_id, now_ms=now_ms)
+        return operate.reset(circuit, Word(op_id=op_id), now_ms=now_ms)
+    return operate.force(circuit, override, Word(op_id=op_id), ttl_ms=ttl_ms, now_ms=now_ms)
 
 
 def check(history: Iterable[Call], config: CircuitBreakerConfig, *, most_states: int = 2_000_000) -> Verdict:
@@ -113,13 +113,20 @@ def check(history: Iterable[Call], config: CircuitBreakerConfig, *, most_states:
             after, answer = apply(circuit, config, calls[number].operation)
             if answer != calls[number].answer:
                 continue
-            # The hash alone, or a long search fills the memory.  Two states that share one of 64 bits could only
-            # hide an order and be reported; they cannot make one up.
-            known = hash((placed | 1 << number, _frozen(after)))
+            known = seen_as(placed | 1 << number, after)
             if known not in seen:
                 seen.add(known)
                 todo.append((placed | 1 << number, after))
     return Verdict.VIOLATION
+
+
+def seen_as(placed: int, circuit: Circuit) -> int:
+    """
+    What is remembered of a step of the search: the calls that are placed, a bit each, and the circuit they leave.
+    """
+    # The hash alone, or a long search fills the memory.  Two steps that share one of 64 bits could only hide an order
+    # and be reported; they cannot make one up.  As text, because the hash of a number wraps round after 61 bits.
+    return hash((f"{placed:x}", _frozen(circuit)))
 
 
 def _next(calls: list[Call], placed: int) -> list[int]:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import redis
-from redis.commands.core import Script
 
 from omni_tasks.store.redis import RedisStore
-from omni_tasks.store.schema import STANDALONE, VERBS, script_text
+from omni_tasks.store.schema import STANDALONE, VERBS, part_text, script_parts
 
 __all__ = ["AmbiguousTextError", "patched_store", "stored_permits"]
 
@@ -45,25 +44,15 @@ def patched_store(
         AmbiguousTextError: The original is not in its file exactly once.
     """
     store = RedisStore(client, prefix=prefix, now_ms=now_ms)
-    texts = {verb: script_text(verb) for verb in (*VERBS, *STANDALONE)}
-    prelude = _prelude(texts)
-    bodies = {verb: text.removeprefix(prelude) for verb, text in texts.items()}
-    bodies["_prelude"] = prelude
+    verbs = (*VERBS, *STANDALONE)
+    bodies = {part: part_text(part) for verb in verbs for part in script_parts(verb)}
     for file, original, replacement in patches:
         if (found := bodies[file].count(original)) != 1:
             raise AmbiguousTextError(f"{file}.lua: {original!r} is there {found} times, wanted: once")
         bodies[file] = bodies[file].replace(original, replacement)
-    for verb in (*VERBS, *STANDALONE):
-        text = bodies[verb] if verb in STANDALONE else bodies["_prelude"] + bodies[verb]
-        store._scripts[verb] = Script(client, text)
+    for verb in verbs:
+        store._scripts.put(verb, "".join(bodies[part] for part in script_parts(verb)))
     return store
-
-
-def _prelude(texts: dict[str, str]) -> str:
-    # Each verb's own part begins with a comment that begins with its name.
-    ends = {texts[verb].index(f"--[[\n  {verb}:") for verb in VERBS}
-    assert len(ends) == 1
-    return texts[VERBS[0]][: ends.pop()]
 
 
 def stored_permits(client: redis.Redis, key: str) -> dict[str, int]:

@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 import redis
 
-from omni_tasks.core.model import Admission, Permit
+from omni_tasks.core.model import Admission, LogRecord, Override, Permit, Word
 from omni_tasks.core.outcome import SUCCESS, Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.errors import StoreError
@@ -33,21 +33,22 @@ Step = tuple[int, Callable[[Store], object], object, dict[str, object]]
 
 
 @cache
-def _walk(seed: int) -> tuple[CircuitBreakerConfig, list[Step]]:
+def _walk(seed: int) -> tuple[CircuitBreakerConfig, list[Step], list[LogRecord]]:
     """
-    The differential test's walk, with what the pure machine says at each step: the same for all mutants.
+    The differential test's walk, with what the pure machine says at each step and logs: the same for all mutants.
     """
     rng = random.Random(seed)
-    clock, config = Clock(), differential._config(rng)
+    clock, configs = Clock(), differential._configs(rng)
+    config = configs[0]
     memory, permits, steps = MemoryStore(clock), list[Permit](), list[Step]()
     for number in range(differential.STEPS):
         clock.advance(rng.choice(differential.CLOCK_STEPS_MS))
-        ask = differential._question(rng, config, permits, number)
+        ask = differential._question(rng, rng.choice(configs), permits, number)
         answer = ask(memory)
         if isinstance(answer, Admission) and answer.permit:
             permits.append(answer.permit)
         steps.append((clock.now_ms, ask, answer, asdict(memory.read([config])[0])))
-    return config, steps
+    return config, steps, memory.log(config)
 
 
 def _unknown(stand: Stand) -> list[object]:
@@ -89,14 +90,136 @@ def _drawn(stand: Stand) -> list[object]:
     return counts
 
 
-def _asked_again(stand: Stand, report: Report) -> list[object]:
+def _stepped_back(stand: Stand) -> list[object]:
+    anew = replace(CONFIG, stable_seconds=0.0, failure_threshold=1)
+    stand.clock.advance(stand.trip(anew).retry_after_ms)
+    stand.run(SUCCESS, anew)
+    call = stand.permit(anew)
+    stand.clock.advance(-3_600_000)
+    return [stand.settle(call, config=anew).retry_after_ms]
+
+
+def _drawn_in_the_future(stand: Stand) -> list[object]:
+    stand.clock.advance(stand.trip().retry_after_ms)
+    counts = list[object]([stand.store.draw(CONFIG, 1).count])
+    stand.clock.advance(-3_600_000)
+    stand.ask()
+    stand.clock.advance(10_000)
+    return [*counts, stand.store.draw(CONFIG, 1).count]
+
+
+def _begun_by_the_operator(stand: Stand) -> list[object]:
+    stand.force(Override.FORCED_OPEN)
+    return [stand.read().circuit.gen]
+
+
+def _health_asks_for_long(stand: Stand) -> list[object]:
+    stand.trip()
+    return [stand.settle(stand.permit(health=True), Report(Outcome.FAILURE, 10**7)).retry_after_ms]
+
+
+def _forgets_late(stand: Stand) -> list[object]:
+    # A closing in the future, after a clock step back, is one of now; later it is as long ago as it is.
+    flappy = replace(CONFIG, stable_seconds=10.0, failure_threshold=1)
+    stand.clock.advance(stand.trip(flappy).retry_after_ms)
+    stand.run(SUCCESS, flappy)
+    stand.clock.advance(-3_600_000)
+    stand.ask(flappy)
+    stand.clock.advance(10_000)
+    return [stand.run(config=flappy).retry_after_ms]
+
+
+def _damaged_policy(stand: Stand) -> list[object]:
+    newer = replace(CONFIG, version=3, failure_threshold=1)
+    stand.run(SUCCESS, newer)
+    return [stand.run(config=replace(CONFIG, version=2)).state.value]
+
+
+def _quick_calls(stand: Stand) -> list[object]:
+    for duration_ms in (3, 3, 5, 6, 70_000):
+        stand.run(Report(Outcome.SUCCESS, duration_ms=duration_ms))
+    circuit = stand.read().circuit
+    now = circuit.last_success_ms == stand.clock.now_ms
+    return [circuit.durations, circuit.took_ms, circuit.succeeded, circuit.successes_in_a_row, now]
+
+
+def _reported_twice_in_quiet(stand: Stand) -> list[object]:
+    stand.run(SUCCESS)
+    permit = stand.permit()
+    applied = [stand.settle(permit, SUCCESS).applied for _ in range(2)]
+    return [*applied, stand.read().circuit.succeeded, stand.read().circuit.stale]
+
+
+def _asked_twice_in_quiet(stand: Stand) -> list[object]:
+    stand.run(SUCCESS)
+    first = stand.permit(permit_id="twice")
+    assert stand.permit(permit_id="twice") == first
+    return [stand.read().calls, stand.read().circuit.admitted]
+
+
+def _quiet_with_a_lapsed_lease(stand: Stand) -> list[object]:
+    stand.permit()
+    stand.permit(lease_ms=90_000)
+    stand.clock.advance(60_000)
+    stand.run(SUCCESS)
+    return [stand.read().circuit.expired, stand.read().calls]
+
+
+def _newer_than_quiet(stand: Stand) -> list[object]:
+    stand.run(SUCCESS, replace(CONFIG, version=2, failure_rate_threshold=0.5, minimum_calls=1, window_calls=1))
+    stand.run(SUCCESS)
+    windows = [stand.read().circuit.window]
+    stand.run(SUCCESS, replace(CONFIG, version=3))
+    return [*windows, stand.read().circuit.policy.partition(",")[0]]
+
+
+def _old_probe_in_quiet(stand: Stand) -> list[object]:
     two = replace(CONFIG, half_open_max_calls=2)
     stand.clock.advance(stand.trip(two).retry_after_ms)
-    failing = stand.permit(two)
-    stand.permit(two, permit_id="again")
-    stand.settle(failing, config=two)
-    again = stand.permit(two, permit_id="again")
-    return [again.probe, stand.settle(again, report, two).transition, stand.read(two).circuit.reopens]
+    stand.permit(two)
+    stand.run(SUCCESS, two)
+    # Without a ramp; the other probe is still out.
+    stand.store.draw(two, 0)
+    stand.clock.advance(60_000)
+    stand.run(SUCCESS, two)
+    return [stand.read(two).probes, stand.read(two).calls]
+
+
+def _stepped_back_in_quiet(stand: Stand) -> list[object]:
+    stand.run(SUCCESS)
+    stand.clock.advance(-3_600_000)
+    stand.run(SUCCESS)
+    circuit = stand.read().circuit
+    return [circuit.changed_at_ms == stand.clock.now_ms]
+
+
+def _late_in_quiet(stand: Stand) -> list[object]:
+    late = stand.permit()
+    stand.store.reset(CONFIG, Word(op_id="operator"))
+    stand.run(FAILURE)
+    return [stand.settle(late, SUCCESS).applied, stand.read().circuit.failures]
+
+
+def _keys_by_use(stand: Stand) -> list[object]:
+    # In quiet, first by a call, then by a report alone.
+    first, second = (replace(CONFIG, name=f"{CONFIG.name}:{key}") for key in ("first", "second"))
+    orders: list[object] = []
+    for config in (first, second):
+        stand.run(SUCCESS, config)
+        stand.clock.advance(10)
+    permit = stand.permit(first)
+    orders += stand.store.list_keys([CONFIG])
+    stand.clock.advance(10)
+    stand.run(SUCCESS, second)
+    stand.clock.advance(10)
+    stand.settle(permit, SUCCESS, first)
+    return [*orders, *stand.store.list_keys([CONFIG])]
+
+
+def _many_words(stand: Stand) -> list[object]:
+    for _ in range(3):
+        stand.force(Override.FORCED_OPEN)
+    return [record.action for record in stand.store.log(CONFIG)]
 
 
 #: Where the walks seldom come.
@@ -106,14 +229,22 @@ TARGETED: dict[str, tuple[Callable[[Stand], list[object]], list[object]]] = {
     "one cut of the ramp in 500 ms": (_cuts, [7000, 7000, 4900]),
     "a failure that took long is slow too": (_slow_failures, ["closed", "open"]),
     "a drawn task that is lost is replaced after 1 s": (_drawn, [1, 0, 1]),
-    "a probe asked for again does not close an open circuit": (
-        lambda stand: _asked_again(stand, SUCCESS),
-        [True, None, 1],
-    ),
-    "a probe asked for again does not reopen an open circuit": (
-        lambda stand: _asked_again(stand, FAILURE),
-        [True, None, 1],
-    ),
+    "after a clock step back nothing is unstable that never is": (_stepped_back, [10_000]),
+    "tasks drawn in the future are not on their way": (_drawn_in_the_future, [1, 1]),
+    "the operator's first word names the circuit": (_begun_by_the_operator, ["word1"]),
+    "a health check's Retry-After has a cap": (_health_asks_for_long, [40_000]),
+    "a closing in the future is one of now": (_forgets_late, [10_000]),
+    "the newest version decides": (_damaged_policy, ["open"]),
+    "a call that took little counts in its range": (_quick_calls, ["3,1,0,0,0,0,0,0,0,0,0,0,0,1", 70_017, 5, 5, True]),
+    "a second report while nothing is going on": (_reported_twice_in_quiet, [True, False, 2, 1]),
+    "the same question while nothing is going on": (_asked_twice_in_quiet, [1, 2]),
+    "a lease that has ended while nothing is going on": (_quiet_with_a_lapsed_lease, [1, 1]),
+    "a newer policy while nothing is going on": (_newer_than_quiet, ["0", "3"]),
+    "an old probe while nothing is going on": (_old_probe_in_quiet, [0, 1]),
+    "a clock step back while nothing is going on": (_stepped_back_in_quiet, [True]),
+    "a late success while nothing is going on": (_late_in_quiet, [False, 1]),
+    "keys by their last use while nothing is going on": (_keys_by_use, [("second", "first"), ("second", "first")]),
+    "every word is logged": (_many_words, ["force_open", "", "force_open", "force_open"]),
 }
 
 
@@ -138,7 +269,7 @@ def _differs(make: Callable[[Callable[[], int], str], Store]) -> str:
 
 
 def _strays(make: Callable[[Callable[[], int], str], Store], seed: int) -> str:
-    clock, (config, steps) = Clock(), _walk(seed)
+    clock, (config, steps, log) = Clock(), _walk(seed)
     store = make(clock, f"walk {seed}")
     for number, (now_ms, ask, answer, circuit) in enumerate(steps):
         clock.now_ms = now_ms
@@ -148,7 +279,7 @@ def _strays(make: Callable[[Callable[[], int], str], Store], seed: int) -> str:
             return f"walk {seed}, step {number}: {error}"
         if not same:
             return f"walk {seed}, step {number}"
-    return ""
+    return "" if store.log(config) == log else f"the log of walk {seed}"
 
 
 def _maker(

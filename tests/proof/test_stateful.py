@@ -25,10 +25,24 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from omni_tasks.core import machine
-from omni_tasks.core.model import FOREVER_MS, Admission, Circuit, CircuitState, Override, Permit, Request
+from omni_tasks.core import durations, held, machine, operate
+from omni_tasks.core.model import (
+    ACTIONS,
+    FOREVER_MS,
+    Admission,
+    Circuit,
+    CircuitState,
+    LogRecord,
+    Override,
+    Permit,
+    Request,
+    Transition,
+    Word,
+)
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.steps import permit_key
+from omni_tasks.core.wire import Policy
 from omni_tasks.store.redis import RedisStore
 from omni_tasks.store.schema import circuit_keys
 from tests.proof.patched import stored_permits
@@ -42,7 +56,7 @@ LEGAL = {("closed", "open"), ("open", "half_open"), ("half_open", "closed"), ("h
 #: What a report that is not of the current epoch may change: nothing that decides about the next call.
 REPORTED = {
     *("calls", "probes", "succeeded", "failed", "ignored", "stale", "slow"),
-    *("successes_in_a_row", "last_failure_ms", "last_success_ms"),
+    *("successes_in_a_row", "last_failure_ms", "last_success_ms", "took_ms", "durations"),
 }
 
 CONFIGS = st.builds(
@@ -63,6 +77,9 @@ CONFIGS = st.builds(
     minimum_calls=st.sampled_from([1, 2, 5]),
     window_calls=st.sampled_from([5, 10]),
     window_seconds=st.sampled_from([None, 0.5, 7.0]),
+    jitter=st.sampled_from([0.0, 0.0, 0.5]),
+    stable_seconds=st.sampled_from([0.0, 1.0, 60.0]),
+    version=st.sampled_from([0, 0, 1, 2]),
 )
 
 #: How many steps were made in which state with which verb.
@@ -89,27 +106,44 @@ class Walk(RuleBasedStateMachine):
         self.permits: list[Permit] = []
         self.reports: list[tuple[Permit, Report]] = []
         self.epochs: set[tuple[str, int]] = set()
+        self.words: list[tuple[Override | None, int, Word]] = []
+        self.log: list[LogRecord] = []
         self.asked = 0
         # With only some of its keys lost, a circuit's account cannot come out even.
         self.whole = True
 
-    @initialize(config=CONFIGS)
-    def configure(self, config: CircuitBreakerConfig) -> None:
+    @initialize(configs=st.lists(CONFIGS, min_size=1, max_size=2))
+    def configure(self, configs: list[CircuitBreakerConfig]) -> None:
         """
-        Begin with a circuit nobody has used.
+        Begin with a circuit nobody has used, and processes of one configuration or two.
         """
-        self.config = config
-        self.keys = circuit_keys(self.prefix, config.name)
+        self.configs, self.config = configs, configs[0]
+        self.keys = circuit_keys(self.prefix, self.config.name)
 
     # Verbs
 
-    @rule(lease=st.sampled_from([0, 0, 50, 10_000]), paced=st.booleans(), paid=st.booleans())
-    def acquire(self, lease: int, paced: bool, paid: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
+    @precondition(lambda self: len(self.configs) > 1)
+    @rule()
+    def another_process(self) -> None:
+        """
+        The next verbs are those of a process with the other configuration.
+        """
+        self.config = self.configs[self.config is self.configs[0]]
+
+    @rule(lease=st.sampled_from([0, 0, 50, 10_000]), flags=st.sets(st.sampled_from(["paced", "paid", "health"])))
+    def acquire(self, lease: int, flags: set[str]) -> None:
         """
         A new call asks.
         """
-        ticket = f"{self.model.gen}:{self.model.epoch}" if paid else ""
-        self._acquire(Request(permit_id=f"p{self._number()}", lease_ms=lease, paced=paced, ticket=ticket))
+        ticket = f"{self.model.gen}:{self.model.epoch}" if "paid" in flags else ""
+        asked = Request(
+            permit_id=f"p{self._number()}",
+            lease_ms=lease,
+            paced="paced" in flags,
+            ticket=ticket,
+            health="health" in flags,
+        )
+        self._acquire(asked)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -118,14 +152,16 @@ class Walk(RuleBasedStateMachine):
         A caller whose answer got lost asks again.
         """
         request = data.draw(st.sampled_from(self.requests[-8:]))
-        held = {**self.model.calls, **self.model.probes}.get(request.permit_id, 0) > self.clock.now_ms
-        probe = request.permit_id in self.model.probes
+        key = permit_key(self.model.epoch, request.permit_id)
+        held = {**self.model.calls, **self.model.probes}.get(key, 0) > self.clock.now_ms
+        probe = key in self.model.probes
         answer = self._acquire(request)
-        if held:
-            # I8: the question again, while its permit is held.
-            assert answer.permit is not None
+        if held and answer.permit and answer.permit.epoch == self.before.epoch:
+            # I8: the question again, while its permit is held and nothing has happened since.
             assert (answer.permit.id, answer.permit.probe) == (request.permit_id, probe)
             assert self.model.admitted == self.before.admitted
+        else:
+            assert not held or self.model.epoch > self.before.epoch
 
     @precondition(lambda self: self.permits)
     @rule(
@@ -133,14 +169,15 @@ class Walk(RuleBasedStateMachine):
         outcome=st.sampled_from([Outcome.SUCCESS, Outcome.FAILURE, Outcome.FAILURE, Outcome.IGNORED]),
         wait=st.sampled_from([0, 0, 3000, 10**7]),
         took=st.sampled_from([0, 99, 100]),
+        trip=st.sampled_from([False, False, False, True]),
     )
-    def settle(self, data: st.DataObject, outcome: Outcome, wait: int, took: int) -> None:
+    def settle(self, data: st.DataObject, outcome: Outcome, wait: int, took: int, trip: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
         """
         Some call of any age ends.
         """
         permit = data.draw(st.sampled_from(self.permits))
         self.permits.remove(permit)
-        self._settle(permit, Report(outcome, wait, took))
+        self._settle(permit, Report(outcome, wait, took, trip=trip, reason="billing" if trip else ""))
 
     @precondition(lambda self: self.permits)
     @rule(outcome=st.sampled_from([Outcome.SUCCESS, Outcome.FAILURE]))
@@ -157,7 +194,7 @@ class Walk(RuleBasedStateMachine):
         A caller whose answer got lost reports again.
         """
         permit, report = data.draw(st.sampled_from(self.reports[-8:]))
-        if permit.id not in self.model.calls and permit.id not in self.model.probes:
+        if permit_key(permit.epoch, permit.id) not in {**self.model.calls, **self.model.probes}:
             # I8: nothing is counted twice.
             assert not self._settle(permit, report)
 
@@ -167,8 +204,9 @@ class Walk(RuleBasedStateMachine):
         The mover asks how many held tasks may go.
         """
         self._begin("draw")
-        self.model, expected = machine.draw(self.model, self.config, wanted=wanted, now_ms=self.clock.now_ms)
+        self.model, expected = held.draw(self.model, self.config, wanted=wanted, now_ms=self.clock.now_ms)
         assert self.store.draw(self.config, wanted) == expected
+        self._note(expected.transition)
         self._check_arrow(lapsed=True)
         self._check_waits()
 
@@ -186,6 +224,24 @@ class Walk(RuleBasedStateMachine):
         elif rarely == 0:
             self._reset() if override is None else self._force(override, ttl_ms)
 
+    @precondition(lambda self: self.words)
+    @rule()
+    def operate_again(self) -> None:
+        """
+        An operator whose answer got lost says his last word again.
+        """
+        override, ttl_ms, word = self.words[-1]
+        if self.model.last_op.endswith(f" {word.op_id}"):
+            # I8, I13: nothing happens, and nothing is logged, a second time.
+            self._begin("operator")
+            now = self.clock.now_ms
+            if override is None:
+                _, expected = operate.reset(self.model, word, now_ms=now)
+                assert self.store.reset(self.config, word) == expected
+            else:
+                _, expected = operate.force(self.model, override, word, ttl_ms=ttl_ms, now_ms=now)
+                assert self.store.force(self.config, override, word, ttl_ms=ttl_ms) == expected
+
     # The world
 
     @rule(data=st.data(), off=st.sampled_from([-1, 0, 0, 1]))
@@ -194,7 +250,7 @@ class Walk(RuleBasedStateMachine):
         Time passes until something ends, or 1 ms less or more.
         """
         circuit, now = self.model, self.clock.now_ms
-        ends = {circuit.open_until_ms, circuit.drawn_ms + machine.DRAWN_MS, *circuit.calls.values()}
+        ends = {circuit.open_until_ms, circuit.drawn_ms + held.DRAWN_MS, *circuit.calls.values()}
         ends |= {*circuit.probes.values(), circuit.override_until_ms if circuit.override_until_ms < FOREVER_MS else 0}
         if self.config.window_ms:
             width = -(-self.config.window_ms // 10)
@@ -212,15 +268,24 @@ class Walk(RuleBasedStateMachine):
         self._begin("time")
         self.clock.advance(step)
 
-    @rule(lost=st.sampled_from([(0,), (1,), (2,), (0, 1, 2), (0, 1, 2)]), happens=st.integers(0, 4))
-    def lose(self, lost: tuple[int, ...], happens: int) -> None:
+    @rule(
+        lost=st.sampled_from([(0,), (1,), (2,), (0, 1, 2, 3), (0, 1, 2, 3)]),
+        happens=st.integers(0, 4),
+        overwritten=st.booleans(),
+    )
+    def lose(self, lost: tuple[int, ...], happens: int, overwritten: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
         """
-        Keys get lost, seldom.
+        Keys get lost, seldom; what somebody has written in their place is no hindrance.
         """
         if happens:
             return
         self._begin("loss")
         self.client.delete(*(self.keys[number] for number in lost))
+        if overwritten:
+            for number in lost:
+                self.client.set(self.keys[number], "something else")
+        if 3 in lost:
+            self.log.clear()
         if 0 in lost:
             self.model = Circuit(calls=self.model.calls, probes=self.model.probes)
             # A permit's id is new for every attempt, so no question is asked again in another incarnation.
@@ -238,7 +303,7 @@ class Walk(RuleBasedStateMachine):
         The dependency fails for long enough.
         """
         # The walk alone is seldom patient enough to find a probe.
-        for _ in range(self.config.failure_limit + 1):
+        for _ in range(self.policy.failure_limit + 1):
             permit = self._acquire(Request(permit_id=f"p{self._number()}")).permit
             if self.model.state is CircuitState.OPEN:
                 self.clock.advance(max(self.model.open_until_ms + off - self.clock.now_ms, 0))
@@ -255,13 +320,16 @@ class Walk(RuleBasedStateMachine):
         # I1, I15, I16
         dumps = [self.client.dump(key) for key in self.keys]
         reading = self.store.read([self.config])[0]
+        assert self.store.log(self.config) == self.log
         assert [self.client.dump(key) for key in self.keys] == dumps
         assert asdict(reading.circuit) == asdict(replace(self.model, calls={}, probes={}))
-        for key, permits in zip(self.keys[1:], (self.model.calls, self.model.probes), strict=True):
-            assert stored_permits(self.client, key) == permits
-        stored: Any = self.client.hgetall(self.keys[0])
-        assert len(stored) <= len(fields(Circuit)) - 2
-        assert sum(map(len, [*stored, *stored.values()])) <= 1024
+        for key, permits in zip(self.keys[1:3], (self.model.calls, self.model.probes), strict=True):
+            if self.client.type(key) != b"string":
+                assert stored_permits(self.client, key) == permits
+        if self.client.type(self.keys[0]) != b"string":
+            stored: Any = self.client.hgetall(self.keys[0])
+            assert len(stored) <= len(fields(Circuit)) - 2
+            assert sum(map(len, [*stored, *stored.values()])) <= 1536
 
     @invariant()
     def probes_are_limited(self) -> None:
@@ -270,7 +338,7 @@ class Walk(RuleBasedStateMachine):
         """
         # I6
         live = sum(deadline > self.clock.now_ms for deadline in self.model.probes.values())
-        assert live <= self.config.half_open_max_calls
+        assert live <= max(config.half_open_max_calls for config in self.configs)
 
     @invariant()
     def permits_are_accounted_for(self) -> None:
@@ -282,6 +350,8 @@ class Walk(RuleBasedStateMachine):
         outstanding = len(c.calls) + len(c.probes)
         if self.whole:
             assert c.admitted == c.succeeded + c.failed + c.ignored + c.expired + outstanding
+        assert c.rejected >= c.held
+        assert sum(durations.counts(c.durations)) <= c.succeeded + c.failed
 
     def teardown(self) -> None:
         """
@@ -289,7 +359,8 @@ class Walk(RuleBasedStateMachine):
         """
         if self.model.override is not Override.AUTO:
             self._force(Override.AUTO, 0)
-        deadline_ms = self.clock.now_ms + self.config.longest_open_ms + self.config.longest_lease_ms
+        longest = self.policy
+        deadline_ms = self.clock.now_ms + longest.longest_open_ms + longest.longest_lease_ms
         answer = self._acquire(Request(permit_id="last"))
         while answer.permit is None:
             self.clock.advance(answer.retry_after_ms)
@@ -305,15 +376,17 @@ class Walk(RuleBasedStateMachine):
         self.model, expected = machine.acquire(self.model, self.config, request, now_ms=now)
         answer = self.store.acquire(self.config, request)
         assert answer == expected
+        self._note(answer.transition)
         before = self.before
-        known = request.permit_id in before.calls or request.permit_id in before.probes
-        if before.override is Override.AUTO and before.state is CircuitState.OPEN and not known:
+        known = permit_key(before.epoch, request.permit_id) in {**before.calls, **before.probes}
+        if before.override is Override.AUTO and before.state is CircuitState.OPEN and not known | request.health:
             # I5
             assert answer.refused or not before.opened_at_ms <= now < before.open_until_ms
         if answer.refused:
             # I12
-            assert 0 < answer.retry_after_ms <= self.config.longest_open_ms
+            assert 0 < answer.retry_after_ms <= self.policy.longest_open_ms
             assert self.model.rejected == before.rejected + 1
+            assert self.model.held == before.held + request.paced
         else:
             assert answer.retry_after_ms == 0
         if request not in self.requests:
@@ -330,36 +403,68 @@ class Walk(RuleBasedStateMachine):
         self.model, expected = machine.settle(self.model, self.config, permit, report, now_ms=self.clock.now_ms)
         answer = self.store.settle(self.config, permit, report)
         assert answer == expected
+        self._note(answer.transition)
         self.reports.append((permit, report))
-        held = permit.id in before.calls or permit.id in before.probes
-        assert answer.applied == held
-        current = held and (permit.gen, permit.epoch) == (before.gen, before.epoch)
+        key = permit_key(permit.epoch, permit.id)
+        known = key in before.calls or key in before.probes
+        assert answer.applied == known
+        current = known and (permit.gen, permit.epoch) == (before.gen, before.epoch)
         if not current or report.outcome is Outcome.IGNORED:
             # I7, I18
             after = asdict(self.model)
             assert {name for name, value in asdict(before).items() if value != after[name]} <= REPORTED
-        assert permit.id not in self.model.calls
-        assert permit.id not in self.model.probes
+        assert key not in {**self.model.calls, **self.model.probes}
         self._check_arrow(lapsed=False)
         return answer.applied
 
     def _force(self, override: Override, ttl_ms: int) -> None:
         self._begin("operator")
-        op_id, now = f"op{self._number()}", self.clock.now_ms
-        self.model, expected = machine.force(self.model, override, ttl_ms=ttl_ms, op_id=op_id, now_ms=now)
-        assert self.store.force(self.config, override, ttl_ms=ttl_ms, op_id=op_id) == expected
+        word = self._word(override, ttl_ms)
+        self.model, expected = operate.force(self.model, override, word, ttl_ms=ttl_ms, now_ms=self.clock.now_ms)
+        assert self.store.force(self.config, override, word, ttl_ms=ttl_ms) == expected
+        self._note(expected)
         # I2: the operator's word is one step of the epoch.
         assert (self.model.state, self.model.epoch) == (self.before.state, self.before.epoch + 1)
         self._note_epoch()
 
     def _reset(self) -> None:
         self._begin("operator")
-        op_id = f"op{self._number()}"
-        self.model, expected = machine.reset(self.model, op_id=op_id, now_ms=self.clock.now_ms)
-        assert self.store.reset(self.config, op_id=op_id) == expected
+        word = self._word(None, 0)
+        self.model, expected = operate.reset(self.model, word, now_ms=self.clock.now_ms)
+        assert self.store.reset(self.config, word) == expected
+        self._note(expected)
         assert self.model.epoch == self.before.epoch + 1
         self.whole = True
         self._note_epoch()
+
+    def _note(self, transition: Transition | None) -> None:
+        # I13, I21: exactly the transitions that were answered, and the operator's words, are logged.
+        if transition:
+            self.log.append(LogRecord(at_ms=self.clock.now_ms, kind="transition", **asdict(transition)))
+
+    def _word(self, override: Override | None, ttl_ms: int) -> Word:
+        number = self._number()
+        word = Word(op_id=f"op {number}", actor=f"actor {number}", reason="" if number % 2 else "why")
+        self.words.append((override, ttl_ms, word))
+        action = ACTIONS[override] if override else "reset"
+        self.log.append(
+            LogRecord(
+                at_ms=self.clock.now_ms,
+                kind="operator",
+                action=action,
+                actor=word.actor,
+                reason=word.reason,
+                ttl_ms=ttl_ms,
+            )
+        )
+        return word
+
+    @property
+    def policy(self) -> Policy:
+        """
+        What decides now.
+        """
+        return self.config.policy.or_newer(self.model.policy)
 
     def _check_arrow(self, *, lapsed: bool) -> None:
         # I2, I3
@@ -382,8 +487,8 @@ class Walk(RuleBasedStateMachine):
     def _check_waits(self) -> None:
         # I11: whatever the clock did, what is left of any wait is at most its own longest.
         now, c = self.clock.now_ms, self.model
-        assert c.open_until_ms - now <= self.config.longest_open_ms
-        assert all(deadline - now <= self.config.longest_lease_ms for deadline in c.probes.values())
+        assert c.open_until_ms - now <= self.policy.longest_open_ms
+        assert all(deadline - now <= self.policy.longest_lease_ms for deadline in c.probes.values())
         assert c.changed_at_ms <= now
 
     def _begin(self, verb: str) -> None:

@@ -5,7 +5,11 @@ A breaker in one process: calls, nested calls, the operator's words, and who is 
 from __future__ import annotations
 
 import logging
+import os
+import threading
+from dataclasses import replace
 from datetime import UTC, datetime
+from signal import alarm
 from typing import Any
 
 import pytest
@@ -94,6 +98,23 @@ def test_a_call_raises_its_own_error_also_when_it_trips(breaker: CircuitBreaker)
             breaker.call(_raise, error)
         assert caught.value is error
         assert breaker.state is state
+
+
+def test_a_classify_that_raises_changes_no_call(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    The call has its own result or error, the other rules count it, its permit is back, and the log tells.
+    """
+
+    def classify(_error: BaseException | None, _result: object) -> str:
+        raise LookupError("not in the table")
+
+    breaker = CircuitBreaker(replace(CONFIG, classify=classify), store=MemoryStore(clock), key="dep")
+    assert breaker.call(int) == 0
+    _fail(breaker)
+    assert _seen(breaker) == (1, 1, 2)
+    assert breaker.get_metrics().outstanding_requests == 0
+    lines = events(caplog, "circuit_classify_failed")
+    assert [line["reason"] for line in lines] == ["LookupError: not in the table"] * 2
 
 
 def test_a_refusal_means_that_nothing_ran(breaker: CircuitBreaker, clock: Clock) -> None:
@@ -216,6 +237,15 @@ def test_a_word_may_end_by_itself(breaker: CircuitBreaker, clock: Clock) -> None
     breaker.force_open(ttl=2.5)
     assert breaker.get_metrics().retry_after == 2.5
     clock.advance(2_500)
+    assert breaker.call(int) == 0
+
+
+def test_a_word_for_less_than_a_millisecond_ends(breaker: CircuitBreaker, clock: Clock) -> None:
+    """
+    However short, it is not taken for one without an end.
+    """
+    breaker.force_open(ttl=0.0004)
+    clock.advance(1)
     assert breaker.call(int) == 0
 
 
@@ -401,6 +431,31 @@ def test_a_draw_tells_too(breaker: CircuitBreaker, clock: Clock, caplog: pytest.
     clock.advance(1_000)
     assert breaker.draw(5).count == 1
     assert [line["previous_state"] for line in events(caplog, "circuit_breaker_closed")] == ["open"]
+
+
+def test_a_fork_in_the_middle_of_a_decision() -> None:
+    """
+    A child goes on, although the thread that was deciding, with the lock, is in its parent.
+    """
+    deciding, may_go_on, parent = threading.Event(), threading.Event(), os.getpid()
+
+    def now_ms() -> int:
+        deciding.set()
+        if os.getpid() == parent:
+            may_go_on.wait(30)
+        return 1_000_000
+
+    breaker = CircuitBreaker(CONFIG, store=MemoryStore(now_ms))
+    thread = threading.Thread(target=breaker.call, args=(int,))
+    thread.start()
+    assert deciding.wait(30)
+    child = os.fork()
+    if child == 0:
+        alarm(10)
+        os._exit(breaker.call(int))
+    may_go_on.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_breaker_without_a_key_goes_by_its_name(clock: Clock) -> None:

@@ -141,7 +141,7 @@ def test_a_lapsed_lease_frees_the_slot_and_proves_nothing() -> None:
     circuit = bench.circuit
     assert (circuit.state, circuit.probe_successes, circuit.reopens) == (HALF_OPEN, 0, 0)
     # It is still outstanding, for as long as an ordinary call would be.
-    assert (dead.id in circuit.calls, circuit.expired) == (True, 0)
+    assert (f"{dead.epoch}:{dead.id}" in circuit.calls, circuit.expired) == (True, 0)
 
 
 def test_a_slow_probe_still_reports_in_its_epoch() -> None:
@@ -167,7 +167,7 @@ def test_a_call_may_bring_its_own_lease(asked_ms: int, lease_ms: int) -> None:
     bench.trip()
     bench.now_ms += 10_000
     probe = bench.permit(lease_ms=asked_ms)
-    assert bench.circuit.probes[probe.id] - bench.now_ms == lease_ms
+    assert bench.circuit.probes[f"{probe.epoch}:{probe.id}"] - bench.now_ms == lease_ms
 
 
 def test_a_call_lease_takes_back_what_nobody_reports() -> None:
@@ -245,9 +245,6 @@ def test_reopening_backs_off_up_to_the_cap(factor: float, waits_s: list[float]) 
         bench.now_ms = bench.circuit.open_until_ms
         seen.append(bench.run().retry_after_ms / 1000)
     assert seen == waits_s
-    bench.now_ms = bench.circuit.open_until_ms
-    bench.run(SUCCESS)
-    assert bench.trip().retry_after_ms == 10_000
 
 
 def test_a_back_off_too_small_to_see_costs_no_time() -> None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import pytest
 
-from omni_tasks.core.model import Admission, Circuit, CircuitState, Override, Transition
+from omni_tasks.core import operate
+from omni_tasks.core.model import Admission, Circuit, CircuitState, Override, Transition, Word
 from omni_tasks.core.outcome import SUCCESS
 from tests.support.bench import Bench
+from tests.support.clock import START_MS
 
 CLOSED, OPEN = CircuitState.CLOSED, CircuitState.OPEN
 HOUR_MS = 3_600_000
@@ -101,7 +103,8 @@ def test_reset_clears_everything_but_the_identity() -> None:
     bench.force(Override.FORCED_OPEN)
     gen, epoch = bench.circuit.gen, bench.circuit.epoch
     assert bench.reset() == Transition(previous=OPEN, current=CLOSED, epoch=epoch + 1, failures=0)
-    assert bench.circuit == Circuit(gen=gen, epoch=epoch + 1, changed_at_ms=bench.now_ms)
+    last = f"open closed {epoch + 1} 0 word2"
+    assert bench.circuit == Circuit(gen=gen, epoch=epoch + 1, changed_at_ms=bench.now_ms, last_op=last)
     assert not bench.settle(probe).applied
     assert bench.ask().permit is not None
 
@@ -112,7 +115,42 @@ def test_reset_of_a_closed_circuit_is_no_transition() -> None:
     """
     bench = Bench()
     assert bench.reset() is None
-    assert bench.circuit.gen == "operator"
+    assert bench.circuit.gen == "word1"
+
+
+@pytest.mark.parametrize("override", [*Override, None])
+def test_a_word_said_again_is_followed_once(override: Override | None) -> None:
+    """
+    The same word by its id, because its answer got lost: the same answer, and nothing happens a second time.
+    """
+    bench = Bench()
+    bench.trip()
+    bench.force(Override.FORCED_CLOSED)
+
+    def say(op_id: str) -> Transition | None:
+        word = Word(op_id=op_id, reason="why")
+        if override is None:
+            bench.circuit, answer = operate.reset(bench.circuit, word, now_ms=bench.now_ms)
+        else:
+            bench.circuit, answer = operate.force(bench.circuit, override, word, ttl_ms=5_000, now_ms=bench.now_ms)
+        return answer
+
+    first, after = say("once"), bench.circuit
+    bench.now_ms += 1_000
+    assert (say("once"), bench.circuit) == (first, after)
+    say("another")
+    assert bench.circuit.epoch == after.epoch + 1
+    say("once")
+    assert bench.circuit.epoch == after.epoch + 2
+
+
+@pytest.mark.parametrize("last", ["garbage", "gone open 1 0 again", "open open x 0 again", "open open 1 0 other"])
+def test_a_last_word_that_cannot_be_read_is_no_word(last: str) -> None:
+    """
+    Where the memory of the last word is damaged, a word is followed.
+    """
+    circuit, _ = operate.force(Circuit(last_op=last), Override.AUTO, Word(op_id="again"), ttl_ms=0, now_ms=START_MS)
+    assert circuit.epoch == 1
 
 
 # The server's clock steps

@@ -117,3 +117,20 @@ def test_asking_again_gives_the_same_permit(half_open: bool) -> None:  # noqa: F
     assert second.permit == first.permit
     assert second.transition is None
     assert bench.circuit == before
+
+
+def test_a_question_asked_again_in_a_later_epoch_is_a_new_one() -> None:
+    """
+    After the circuit has opened, a lost answer is no way in: the question is refused, and later is a new probe.
+    """
+    bench = Bench()
+    lost = bench.permit(permit_id="again")
+    bench.trip()
+    assert bench.ask("again").permit is None
+    bench.now_ms += 10_000
+    again = bench.permit(permit_id="again")
+    assert (again.epoch, again.probe) == (lost.epoch + 2, True)
+    before = bench.rules
+    assert bench.settle(lost, SUCCESS).applied
+    assert bench.rules == before
+    assert bench.settle(again, SUCCESS).state is CLOSED

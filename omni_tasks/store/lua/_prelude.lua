@@ -2,23 +2,26 @@
   prelude: what every verb shares; put in front of each script.
 
   KEYS[1]  {prefix}:{<circuit>}:circuit  hash  the fields of core/model.py: Circuit
-  KEYS[2]  {prefix}:{<circuit>}:calls    zset  permit id -> lease deadline, Unix ms
-  KEYS[3]  {prefix}:{<circuit>}:probes   zset  permit id -> lease deadline, Unix ms
+  KEYS[2]  {prefix}:{<circuit>}:calls    zset  epoch:permit id -> lease deadline, Unix ms
+  KEYS[3]  {prefix}:{<circuit>}:probes   zset  epoch:permit id -> lease deadline, Unix ms
+  KEYS[4]  {prefix}:{<circuit>}:log      stream  transitions and words of the operator, the last 1000
+  KEYS[5]  {prefix}:{<circuit>}:keys     zset  key with a circuit of its own -> Unix ms of its last use
 
-  ARGV[1]      now_ms  int >= 0, or "" to use this server's TIME (production)
-  ARGV[2..15]  the policy, in the order of schema.py: policy_arguments()
+  ARGV[1]  now_ms  int >= 0, or "" to use this server's TIME (production)
+  ARGV[2]  policy  whole numbers with commas between them, in the order of parse()
 
   Returns  nothing; the verb behind it does
-  Writes   what tidy() takes back; the fields set() has noted, when save() is called
+  Writes   what tidy() takes back; the fields set() has noted, the log and the list of keys, when save() is called
   Cost     O(log P + lapsed), P = permits outstanding; the hash has a fixed number of fields
   Clock    this server's TIME, unless a test gives its own
-  Mirrors  omni_tasks/core/machine.py and omni_tasks/core/ramp.py, by function name
+  Mirrors  omni_tasks/core/steps.py, omni_tasks/core/waits.py and omni_tasks/core/ramp.py, by function name
 ]]
 local CALL, BUCKET_MS, CUT_PAUSE_MS = 1000000, 200, 500
 local CUT_PERCENT, CEILING_PERCENT, CREEP_PERMILLE = 70, 85, 20
 local FASTEST_MPS = 10000000
 -- The end of an override that has none, and the largest number that is read.
 local FOREVER_MS = 1e14
+local LOG_LENGTH = 1000
 
 local now
 if ARGV[1] == '' then
@@ -28,32 +31,44 @@ else
   now = tonumber(ARGV[1])
 end
 
-local policy = {
-  failure_threshold = tonumber(ARGV[2]),
-  recovery_ms = tonumber(ARGV[3]),
-  longest_open_ms = tonumber(ARGV[4]),
-  backoff_permille = tonumber(ARGV[5]),
-  probe_limit = tonumber(ARGV[6]),
-  success_threshold = tonumber(ARGV[7]),
-  probe_lease_ms = tonumber(ARGV[8]),
-  longest_lease_ms = tonumber(ARGV[9]),
-  ramp_initial_mps = tonumber(ARGV[10]),
-  failure_rate_ppm = tonumber(ARGV[11]),
-  slow_rate_ppm = tonumber(ARGV[12]),
-  minimum_calls = tonumber(ARGV[13]),
-  window_calls = tonumber(ARGV[14]),
-  window_ms = tonumber(ARGV[15]),
-}
+-- A key of another type was written by somebody else: what it held is lost, and it begins anew.
+local function call(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) ~= 'table' or not reply.err then return reply end
+  if string.sub(reply.err, 1, 9) ~= 'WRONGTYPE' then error(reply) end
+  redis.call('DEL', key)
+  return redis.call(command, key, ...)
+end
+
+-- Whether a text is so many whole numbers with commas between them.
+local function is_numbers(text, count)
+  return #text < 15 * count and string.find(text, '^' .. string.rep('%d+,', count - 1) .. '%d+$')
+end
+
+-- Mirrors omni_tasks/core/wire.py: Policy.
+local function parse(text)
+  local n = cjson.decode('[' .. text .. ']')
+  return {
+    version = n[1], failure_limit = n[2], recovery_ms = n[3], longest_open_ms = n[4], backoff_permille = n[5],
+    jitter_permille = n[6], stable_ms = n[7], half_open_max_calls = n[8], success_threshold = n[9],
+    probe_lease_ms = n[10], longest_lease_ms = n[11], ramp_initial_mps = n[12], failure_rate_ppm = n[13],
+    slow_rate_ppm = n[14], slow_ms = n[15], minimum_calls = n[16], window_calls = n[17], window_ms = n[18],
+  }
+end
+
+local policy = parse(ARGV[2])
 
 -- The circuit as stored.  A missing or unreadable number is 0 and an unreadable state is
 -- closed, so that no single lost field can wedge the circuit.  Numbers we never write, too
 -- large or negative, are unreadable.
-local TEXT = { gen = '', state = 'closed', override = 'auto', window = '' }
+local TEXT = {
+  gen = '', state = 'closed', override = 'auto', window = '', reason = '', durations = '', policy = '', last_op = '',
+}
 local STATES = { closed = true, open = true, half_open = true }
 local OVERRIDES = { auto = true, forced_open = true, forced_closed = true }
 local stored = {}
 do
-  local flat = redis.call('HGETALL', KEYS[1])
+  local flat = call('HGETALL', KEYS[1])
   for i = 1, #flat, 2 do stored[flat[i]] = flat[i + 1] end
 end
 local c = setmetatable({}, { __index = function(_, field)
@@ -66,6 +81,9 @@ end })
 if not STATES[c.state] then stored.state = 'closed' end
 if not OVERRIDES[c.override] then stored.override = 'auto' end
 
+-- The key this circuit is of, percent-encoded as in the names of its keys; nil without one.
+local of_key = string.match(KEYS[1], '}:([^:]+):circuit$')
+
 local dirty = {}
 local function set(field, value)
   stored[field] = type(value) == 'number' and string.format('%.0f', value) or value
@@ -73,15 +91,6 @@ local function set(field, value)
 end
 
 local function add(field, amount) set(field, c[field] + amount) end
-
-local function save()
-  local flat = {}
-  for field in pairs(dirty) do
-    flat[#flat + 1] = field
-    flat[#flat + 1] = stored[field]
-  end
-  if #flat > 0 then redis.call('HSET', KEYS[1], unpack(flat)) end
-end
 
 local function effective_state()
   if c.override == 'forced_open' then return 'open' end
@@ -91,7 +100,44 @@ end
 
 local before = effective_state()
 
+local function note(kind, ...)
+  call('XADD', KEYS[4], 'MAXLEN', '=', LOG_LENGTH, '*', 'at_ms', string.format('%.0f', now), 'kind', kind, ...)
+end
+
+local function save(reason)
+  local flat = {}
+  for field in pairs(dirty) do
+    flat[#flat + 1] = field
+    flat[#flat + 1] = stored[field]
+  end
+  if #flat > 0 then
+    call('HSET', KEYS[1], unpack(flat))
+    -- A key is listed as long as its circuit is there.
+    if of_key then call('ZADD', KEYS[5], now, of_key) end
+  end
+  if before ~= effective_state() then
+    note('transition', 'from', before, 'to', effective_state(), 'epoch', c.epoch, 'failures', c.failures,
+      'reason', reason or c.reason)
+  end
+end
+
+-- A configuration with a higher version than ours decides in our place.
+local kept_version = 0
+if c.policy == ARGV[2] then
+  kept_version = policy.version
+elseif is_numbers(c.policy, 18) then
+  local kept = parse(c.policy)
+  kept_version = kept.version
+  if kept_version > policy.version then policy = kept end
+end
+
+local function adopt()
+  if policy.version > kept_version then set('policy', ARGV[2]) end
+end
+
 local function ticket() return c.gen .. ':' .. string.format('%.0f', c.epoch) end
+
+local function permit_key(permit_id) return string.format('%.0f', c.epoch) .. ':' .. permit_id end
 
 local function enter(state)
   set('state', state)
@@ -116,6 +162,7 @@ local function bound_waits()
   end
   local open_ms = math.min(c.open_until_ms - c.opened_at_ms, policy.longest_open_ms)
   bound('changed_at_ms', now)
+  bound('closed_at_ms', now)
   bound('opened_at_ms', now)
   bound('open_until_ms', now + open_ms)
 end
@@ -134,15 +181,15 @@ local function tidy()
     set('override_until_ms', 0)
     add('epoch', 1)
   end
-  local gone = redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
+  local gone = call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
   if gone > 0 then add('expired', gone) end
   local furthest = now + policy.longest_lease_ms
-  for _, permit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now)) do
-    redis.call('ZREM', KEYS[3], permit)
-    redis.call('ZADD', KEYS[2], furthest, permit)
+  for _, permit in ipairs(call('ZRANGEBYSCORE', KEYS[3], '-inf', now)) do
+    call('ZREM', KEYS[3], permit)
+    call('ZADD', KEYS[2], furthest, permit)
   end
-  for _, permit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. string.format('%.0f', furthest), '+inf')) do
-    redis.call('ZADD', KEYS[3], furthest, permit)
+  for _, permit in ipairs(call('ZRANGEBYSCORE', KEYS[3], '(' .. string.format('%.0f', furthest), '+inf')) do
+    call('ZADD', KEYS[3], furthest, permit)
   end
 end
 
@@ -191,4 +238,19 @@ local function cut_ramp()
   set('ramp_ceiling_mps', math.max(policy.ramp_initial_mps, math.floor(rate * CEILING_PERCENT / 100)))
   set('ramp_tokens', math.min(c.ramp_tokens, 0))
   set('ramp_cut_ms', now)
+end
+
+-- The operator's verbs: the answer to a word that was followed already, or nil.
+local function answer_to(op_id)
+  local previous, state, epoch, failures, known = string.match(c.last_op, '^(%S+) (%S+) (%d+) (%d+) (.*)$')
+  if known ~= op_id or not STATES[previous] or not STATES[state] or #epoch > 14 or #failures > 14 then return nil end
+  return { state, previous, tonumber(epoch), tonumber(failures) }
+end
+
+local function say(op_id, action, ttl_ms, actor, reason)
+  local state = effective_state()
+  set('last_op', string.format('%s %s %.0f %.0f %s', before, state, c.epoch, c.failures, op_id))
+  note('operator', 'action', action, 'actor', actor, 'reason', reason, 'ttl_ms', string.format('%.0f', ttl_ms))
+  save(reason)
+  return { state, before, c.epoch, c.failures }
 end

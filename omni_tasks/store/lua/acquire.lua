@@ -1,22 +1,25 @@
 --[[
   acquire: decide whether one more call may run.
 
-  KEYS[1..3]  see _prelude.lua
+  KEYS[1..5]  see _prelude.lua
 
-  ARGV[1..15]  see _prelude.lua
-  ARGV[16]     permit_id  string, new for every attempt
-  ARGV[17]     lease_ms   int >= 0; 0 for the circuit's own lease
-  ARGV[18]     paced      1 when the ramp may refuse this call, else 0
-  ARGV[19]     ticket     "gen:epoch" of the draw that paid for this start, or ""
+  ARGV[1..2]  see _prelude.lua
+  ARGV[3]     permit_id  string, new for every attempt
+  ARGV[4]     lease_ms   int >= 0; 0 for the circuit's own lease
+  ARGV[5]     paced      1 when the ramp may refuse this call, else 0
+  ARGV[6]     ticket     "gen:epoch" of the draw that paid for this start, or ""
+  ARGV[7]     health     1 for a health check, which may ask while the circuit waits, else 0
+  ARGV[8]     max_keys   int >= 1, most keys with a circuit of their own
 
-  Returns  {kind, gen, epoch, state, retry_after_ms, previous_state, failures}
-           kind  "call" | "probe" | "" when refused
-  Writes   the permit; open -> half_open; counters; the ramp's tokens
+  Returns  {kind, gen, epoch, state, retry_after_ms, previous_state, failures, reason}; or what _quiet_acquire.lua says
+           kind  "call" | "probe" | "" when refused | "crowded" when the key is not listed and the list is full:
+                 nothing was decided or written
+  Writes   the permit; open -> half_open; counters; the ramp's tokens; a policy that is newer; the log
   Cost     O(log P + lapsed), P = permits outstanding
-  Mirrors  omni_tasks/core/machine.py: acquire()
+  Mirrors  omni_tasks/core/machine.py: acquire(), omni_tasks/core/waits.py: retry_after()
 ]]
-local permit_id, lease_ms = ARGV[16], tonumber(ARGV[17])
-local paced, paid_ticket = ARGV[18] == '1', ARGV[19]
+local permit_id, lease_ms = ARGV[3], tonumber(ARGV[4])
+local paced, paid_ticket, health = ARGV[5] == '1', ARGV[6], ARGV[7] == '1'
 
 local function grant_call()
   if paid_ticket ~= ticket() then
@@ -24,23 +27,26 @@ local function grant_call()
     if paced and c.override == 'auto' and c.ramp_rate_mps > 0 and c.ramp_tokens < CALL then return '' end
     take(1)
   end
-  redis.call('ZADD', KEYS[2], now + math.max(lease_ms, policy.longest_lease_ms), permit_id)
+  call('ZADD', KEYS[2], now + math.max(lease_ms, policy.longest_lease_ms), permit_key(permit_id))
   add('admitted', 1)
   return 'call'
 end
 
 local function grant()
-  if redis.call('ZSCORE', KEYS[2], permit_id) then return 'call' end
-  if redis.call('ZSCORE', KEYS[3], permit_id) then return 'probe' end
+  if call('ZSCORE', KEYS[2], permit_key(permit_id)) then return 'call' end
+  if call('ZSCORE', KEYS[3], permit_key(permit_id)) then return 'probe' end
   if c.override == 'forced_open' then return '' end
   if effective_state() == 'closed' then return grant_call() end
   if c.state == 'open' then
-    if now < c.open_until_ms then return '' end
-    enter('half_open')
+    if now >= c.open_until_ms then
+      enter('half_open')
+    elseif not health then
+      return ''
+    end
   end
-  if redis.call('ZCARD', KEYS[3]) >= policy.probe_limit then return '' end
+  if call('ZCARD', KEYS[3]) >= policy.half_open_max_calls then return '' end
   local lease = math.min(lease_ms > 0 and lease_ms or policy.probe_lease_ms, policy.longest_lease_ms)
-  redis.call('ZADD', KEYS[3], now + lease, permit_id)
+  call('ZADD', KEYS[3], now + lease, permit_key(permit_id))
   add('admitted', 1)
   set('drawn', math.max(c.drawn - 1, 0))
   return 'probe'
@@ -55,18 +61,25 @@ local function retry_after()
   elseif c.state == 'open' then
     left = c.open_until_ms - now
   else
-    local first = redis.call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
+    local first = call('ZRANGE', KEYS[3], 0, 0, 'WITHSCORES')
     left = math.min((tonumber(first[2]) or now) - now, policy.recovery_ms)
   end
   return math.min(math.max(left, 1), policy.longest_open_ms)
 end
 
+if of_key and not call('ZSCORE', KEYS[5], of_key) and call('ZCARD', KEYS[5]) >= tonumber(ARGV[8]) then
+  return { 'crowded', '', 0, 'closed', 0, 'closed', 0, '' }
+end
 if c.gen == '' then
   set('gen', permit_id)
   set('changed_at_ms', now)
 end
+adopt()
 tidy()
 local kind = grant()
-if kind == '' then add('rejected', 1) end
+if kind == '' then
+  add('rejected', 1)
+  if paced then add('held', 1) end
+end
 save()
-return { kind, c.gen, c.epoch, effective_state(), kind == '' and retry_after() or 0, before, c.failures }
+return { kind, c.gen, c.epoch, effective_state(), kind == '' and retry_after() or 0, before, c.failures, c.reason }

@@ -1,21 +1,22 @@
 --[[
   draw: decide how many held tasks may return to their queues now, and pay for their starts.
 
-  KEYS[1..3]  see _prelude.lua
+  KEYS[1..5]  see _prelude.lua
 
-  ARGV[1..15]  see _prelude.lua
-  ARGV[16]     wanted  int >= 0, tasks held; with 0 a ramp that has not failed ends
+  ARGV[1..2]  see _prelude.lua
+  ARGV[3]     wanted  int >= 0, tasks held; with 0 a ramp that has not failed ends
 
-  Returns  {count, ticket, state, ramping, previous_state, epoch, failures}
+  Returns  {count, ticket, state, ramping, previous_state, epoch, failures, reason}
            ramping  1 while the circuit still limits the rate of starts, else 0
-  Writes   the ramp's tokens; the probes on their way
+  Writes   the ramp's tokens; the probes on their way; a policy that is newer; the log
   Cost     O(log P + lapsed), P = permits outstanding
-  Mirrors  omni_tasks/core/machine.py: draw()
+  Mirrors  omni_tasks/core/held.py: draw()
 ]]
 local DRAWN_MS = 1000
-local wanted = tonumber(ARGV[16])
+local wanted = tonumber(ARGV[3])
 local count = 0
 
+adopt()
 tidy()
 if effective_state() == 'closed' then
   if wanted == 0 and c.failures == 0 then
@@ -29,7 +30,7 @@ if effective_state() == 'closed' then
 elseif c.override == 'auto' and now >= c.open_until_ms then
   local since = now - c.drawn_ms
   local on_the_way = (since >= 0 and since < DRAWN_MS) and c.drawn or 0
-  local free = policy.probe_limit - redis.call('ZCARD', KEYS[3]) - on_the_way
+  local free = policy.half_open_max_calls - call('ZCARD', KEYS[3]) - on_the_way
   count = math.max(math.min(wanted, free), 0)
   if count > 0 then
     set('drawn', on_the_way + count)
@@ -37,4 +38,4 @@ elseif c.override == 'auto' and now >= c.open_until_ms then
   end
 end
 save()
-return { count, ticket(), effective_state(), c.ramp_rate_mps > 0 and 1 or 0, before, c.epoch, c.failures }
+return { count, ticket(), effective_state(), c.ramp_rate_mps > 0 and 1 or 0, before, c.epoch, c.failures, c.reason }

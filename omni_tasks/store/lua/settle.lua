@@ -1,28 +1,41 @@
 --[[
   settle: take a finished call's report.
 
-  KEYS[1..3]  see _prelude.lua
+  KEYS[1..5]  see _prelude.lua
 
-  ARGV[1..15]  see _prelude.lua
-  ARGV[16]     permit_id       string
-  ARGV[17]     ticket          "gen:epoch" the permit was given in
-  ARGV[18]     probe           1 when the permit was given while half open, else 0
-  ARGV[19]     outcome         "success" | "failure" | "ignored"
-  ARGV[20]     retry_after_ms  int >= 0, the dependency's own word
-  ARGV[21]     slow            1 when the call took longer than a call should, else 0
+  ARGV[1..2]  see _prelude.lua
+  ARGV[3]     permit_id       string
+  ARGV[4]     gen             string, the incarnation that gave the permit
+  ARGV[5]     epoch           int, the epoch that gave it
+  ARGV[6]     probe           1 when the permit is a probe's, else 0
+  ARGV[7]     outcome         "success" | "failure" | "ignored"
+  ARGV[8]     retry_after_ms  int >= 0, the dependency's own word
+  ARGV[9]     duration_ms     int >= 0; 0 when nobody measured
+  ARGV[10]    trip            1 when this failure alone opens the circuit, else 0
+  ARGV[11]    reason          text, why; at most 64 characters
 
-  Returns  {applied, state, open_ms, previous_state, epoch, failures}
+  Returns  {applied, state, open_ms, previous_state, epoch, failures, reason}; or what _quiet_settle.lua says
            applied  1 when the permit was still held, else 0
            open_ms  ms the circuit stays open from now, 0 unless it is open
-  Writes   takes the permit back; counters; the window; trip, reopen or close; the ramp
+  Writes   takes the permit back; counters; the window; trip, reopen or close; the ramp; the log
   Cost     O(log P), P = permits outstanding
-  Mirrors  omni_tasks/core/machine.py: settle(), omni_tasks/core/window.py
+  Mirrors  omni_tasks/core/machine.py: settle(), omni_tasks/core/waits.py: open_time(),
+           omni_tasks/core/window.py, omni_tasks/core/durations.py
 ]]
-local permit_id, given_in, probe = ARGV[16], ARGV[17], ARGV[18] == '1'
-local outcome, retry_after_ms, slow = ARGV[19], tonumber(ARGV[20]), ARGV[21] == '1'
+local permit, given_in, probe = ARGV[5] .. ':' .. ARGV[3], ARGV[4] .. ':' .. ARGV[5], ARGV[6] == '1'
+local failed, ignored = ARGV[7] == 'failure', ARGV[7] == 'ignored'
+local retry_after_ms, duration_ms, trip = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
+local slow = policy.slow_ms > 0 and duration_ms >= policy.slow_ms
 local SLICES = 10
 
-local function open()
+local function chance()
+  local mixed, epoch = 0, ticket()
+  for i = 1, #epoch do mixed = (mixed * 69069 + string.byte(epoch, i)) % 4294967296 end
+  for _ = 1, 2 do mixed = (mixed * 69069 + 1) % 4294967296 end
+  return math.floor(mixed * 1001 / 4294967296)
+end
+
+local function open_time()
   local open_ms = policy.recovery_ms
   for _ = 1, c.reopens do
     local longer_ms = math.floor(open_ms * policy.backoff_permille / 1000)
@@ -30,9 +43,17 @@ local function open()
     open_ms = longer_ms
   end
   open_ms = math.min(math.max(open_ms, retry_after_ms), policy.longest_open_ms)
+  if policy.jitter_permille > 0 then
+    open_ms = open_ms + math.floor(open_ms * policy.jitter_permille * chance() / 1000000)
+  end
+  return math.min(open_ms, policy.longest_open_ms)
+end
+
+local function open()
   enter('open')
+  set('reason', ARGV[11])
   set('opened_at_ms', now)
-  set('open_until_ms', now + open_ms)
+  set('open_until_ms', now + open_time())
 end
 
 local function slices(at)
@@ -48,7 +69,7 @@ end
 
 local function slice() return math.floor(now / math.ceil(policy.window_ms / SLICES)) end
 
-local function record(failed)
+local function record()
   if policy.window_ms == 0 then
     return set('window', string.sub(c.window .. ((failed and 1 or 0) + (slow and 2 or 0)), -policy.window_calls))
   end
@@ -63,47 +84,50 @@ local function record(failed)
 end
 
 local function counts()
-  local calls, failed, slow_calls = 0, 0, 0
+  local calls, failures, slow_calls = 0, 0, 0
   if policy.window_ms == 0 then
     local marks = string.sub(c.window, -policy.window_calls)
     calls = #marks
-    failed = select(2, string.gsub(marks, '[13]', ''))
+    failures = select(2, string.gsub(marks, '[13]', ''))
     slow_calls = select(2, string.gsub(marks, '[23]', ''))
   else
     for _, parts in ipairs(slices(slice())) do
-      calls, failed, slow_calls = calls + parts[2], failed + parts[3], slow_calls + parts[4]
+      calls, failures, slow_calls = calls + parts[2], failures + parts[3], slow_calls + parts[4]
     end
   end
-  return calls, failed, slow_calls
+  return calls, failures, slow_calls
 end
 
 local function trips()
-  if policy.failure_threshold > 0 and c.failures >= policy.failure_threshold then return true end
+  if policy.failure_limit > 0 and c.failures >= policy.failure_limit then return true end
   if c.window == '' then return false end
-  local calls, failed, slow_calls = counts()
+  local calls, failures, slow_calls = counts()
   if calls < policy.minimum_calls then return false end
-  return (policy.failure_rate_ppm > 0 and failed * 1000000 >= policy.failure_rate_ppm * calls)
+  return (policy.failure_rate_ppm > 0 and failures * 1000000 >= policy.failure_rate_ppm * calls)
     or (policy.slow_rate_ppm > 0 and slow_calls * 1000000 >= policy.slow_rate_ppm * calls)
 end
 
+local function pace()
+  if failed then cut_ramp() else grow_ramp() end
+end
+
 local function while_closed()
-  local failed = outcome == 'failure'
   if failed then
     add('failures', 1)
   elseif c.failures > 0 then
     set('failures', 0)
   end
-  if policy.failure_rate_ppm > 0 or policy.slow_rate_ppm > 0 then record(failed) end
-  if trips() then
-    set('tripped_at_ms', now)
-    return open()
-  end
-  if failed then return cut_ramp() end
-  grow_ramp()
+  if policy.failure_rate_ppm > 0 or policy.slow_rate_ppm > 0 then record() end
+  if not (failed and trip) and not trips() then return pace() end
+  local unstable = math.max(now - c.closed_at_ms, 0) < policy.stable_ms
+  set('tripped_at_ms', now)
+  add('trips', 1)
+  set('reopens', unstable and c.reopens + 1 or 0)
+  open()
 end
 
-local function while_probing()
-  if outcome == 'failure' or (slow and policy.slow_rate_ppm > 0) then
+local function while_probing(proved)
+  if not proved then
     add('failures', 1)
     add('reopens', 1)
     return open()
@@ -111,42 +135,61 @@ local function while_probing()
   add('probe_successes', 1)
   if c.probe_successes < policy.success_threshold then return end
   set('failures', 0)
-  set('reopens', 0)
   set('tripped_at_ms', 0)
+  set('closed_at_ms', now)
+  set('reason', '')
   enter('closed')
   start_ramp()
 end
 
+local function while_waiting(proved)
+  if proved then return bound('open_until_ms', now) end
+  local asked_ms = now + math.min(retry_after_ms, policy.longest_open_ms)
+  set('open_until_ms', math.max(c.open_until_ms, asked_ms))
+end
+
+local function decide()
+  if c.state == 'closed' then return while_closed() end
+  if not probe then return pace() end
+  local proved = not failed and not (slow and policy.slow_rate_ppm > 0)
+  if c.state == 'half_open' then return while_probing(proved) end
+  while_waiting(proved)
+end
+
+local function took()
+  local range, text = 1, c.durations
+  while BOUNDS_MS[range] and duration_ms > BOUNDS_MS[range] do range = range + 1 end
+  if not is_numbers(text, #BOUNDS_MS + 1) then text = string.rep('0,', #BOUNDS_MS) .. '0' end
+  local i = 0
+  set('durations', (string.gsub(text, '%d+', function(calls)
+    i = i + 1
+    return i == range and string.format('%.0f', calls + 1) or calls
+  end)))
+  add('took_ms', duration_ms)
+end
+
 local function count()
-  if outcome == 'success' then
-    add('succeeded', 1)
-    add('successes_in_a_row', 1)
-    set('last_success_ms', now)
-  elseif outcome == 'failure' then
+  if ignored then return add('ignored', 1) end
+  if slow then add('slow', 1) end
+  if duration_ms > 0 then took() end
+  if failed then
     add('failed', 1)
     set('successes_in_a_row', 0)
     set('last_failure_ms', now)
   else
-    return add('ignored', 1)
+    add('succeeded', 1)
+    add('successes_in_a_row', 1)
+    set('last_success_ms', now)
   end
-  if slow then add('slow', 1) end
 end
 
-local held = redis.call('ZREM', KEYS[2], permit_id) + redis.call('ZREM', KEYS[3], permit_id)
+local held = call('ZREM', KEYS[2], permit) + call('ZREM', KEYS[3], permit)
 if held > 0 then
   count()
-  if outcome ~= 'ignored' and given_in == ticket() then
-    if c.state == 'closed' then
-      while_closed()
-    elseif probe and c.state == 'half_open' then
-      while_probing()
-    elseif effective_state() == 'closed' then
-      if outcome == 'failure' then cut_ramp() else grow_ramp() end
-    end
-  end
+  if not ignored and given_in == ticket() then decide() end
 elseif c.gen ~= '' then
   add('stale', 1)
 end
 save()
 local open_ms = c.state == 'open' and math.max(c.open_until_ms - now, 0) or 0
-return { held > 0 and 1 or 0, effective_state(), open_ms, before, c.epoch, c.failures }
+return { held > 0 and 1 or 0, effective_state(), open_ms, before, c.epoch, c.failures, c.reason }

@@ -1,0 +1,3 @@
+"""
+Measurements of the package on this machine; run with ``make bench``.
+"""
