@@ -34,18 +34,20 @@ _PARAGRAPHS: Final = 3
 _SENTENCES_PER_PARAGRAPH: Final = 3
 
 
-def write(prompt: str) -> str:
+def write(prompt: str, instructions: str = "") -> str:
     """
     Compose a short article in Markdown.
 
     Args:
         prompt: What the article is about; its text is the title.
 
+        instructions: How it is to be written; other instructions give another article.
+
     Returns:
         A title line, then three paragraphs of three sentences and a closing one.
     """
     # Not a secret, only a shuffle that is the same on every run.
-    chooser = random.Random(prompt)  # noqa: S311
+    chooser = random.Random(instructions + prompt)  # noqa: S311
     sentences = iter(chooser.sample(_MIDDLES, len(_MIDDLES)))
     paragraphs = []
     for number in range(_PARAGRAPHS):

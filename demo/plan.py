@@ -9,9 +9,10 @@ from typing import Any
 
 from demo.calls import Mode
 
-__all__ = ["CIRCUIT", "Plan"]
+__all__ = ["CIRCUIT", "PARENT", "Plan"]
 
-CIRCUIT = "ai_providers"
+#: The circuit of all providers, which says how theirs are configured, and that of the demo's.
+PARENT, CIRCUIT = "ai_providers", "ai_providers:openai"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class Plan:
         Write the circuit's entry in the settings (``OMNI_CIRCUITS``).
         """
         return {
-            CIRCUIT: {
+            PARENT: {
                 "failure_threshold": self.failure_threshold,
                 "recovery_timeout": self.recovery_timeout,
                 # A probe takes as long as one call; a lease of minutes is for slower dependencies.

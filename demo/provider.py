@@ -1,17 +1,20 @@
 """
 A small OpenAI-compatible provider whose health is switched at run time.
 
-``python -m demo.provider --port 0`` prints ``listening on 127.0.0.1:<port>`` and serves until it is
+``python -m demo.provider`` prints ``listening on 127.0.0.1:<port>`` and serves until it is
 told to end.
 
 ====== ======================== =======================================================================
 POST   /v1/chat/completions     a chat completion, or the failure of the current mode
+POST   /v1/responses            likewise a response; either as an event stream when ``stream`` is asked for
+GET    /v1/models               the models, or the failure of the current mode; not in the ledger
 POST   /control                 ``{"mode": "error500", "latency": 0.2, "retry_after": 2}``, any subset
 GET    /ledger                  every call so far; ``?since=N`` leaves out the first N
-GET    /healthz                 the mode, the calls in flight, the number of calls
+GET    /healthz                 the mode, the calls in flight, the numbers of calls and of health checks
 ====== ======================== =======================================================================
 
-The ledger is the outside view: it counts what reached the provider, whatever the callers believe.
+The modes are in :class:`demo.calls.Mode`.  The ledger is the outside view: it counts what reached the
+provider, whatever the callers believe.
 """
 
 from __future__ import annotations
@@ -24,19 +27,20 @@ import struct
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from demo import article
+from demo import faults, replies
 from demo.calls import Call, Mode
+from demo.replies import Question
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from starlette.requests import Request
 
@@ -49,6 +53,9 @@ _LONGEST_SECONDS: Final = 3600.0
 # Linger on, for zero seconds: closing then sends RST instead of FIN.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
+_HEADER_LENGTH: Final = 200
+_UNKNOWN_MODEL: Final = "no-such-model"
+
 
 @dataclass(slots=True)
 class Provider:
@@ -58,9 +65,13 @@ class Provider:
     Attributes:
         mode: How new calls are answered.
 
-        latency: Seconds that an article, a 500 or a 429 takes.  0.0-3600.0.
+        latency: Seconds that an article, or an answer with another status, takes.  0.0-3600.0.
 
-        retry_after: Seconds announced by a 429.  0.0-3600.0, sent rounded up to a whole number.
+        retry_after: Seconds announced by a rate limit.  0.0-3600.0, sent rounded up to a whole number.
+
+        retry_after_header:
+            Retry-After word for word, sent with every status but 200; ``None``: only rate limits
+            send one, made of *retry_after*.
 
         server: The server that runs it; needed to break connections.
     """
@@ -68,9 +79,11 @@ class Provider:
     mode: Mode = Mode.OK
     latency: float = 0.2
     retry_after: float = 2.0
+    retry_after_header: str | None = None
     server: uvicorn.Server | None = None
     calls: list[Call] = field(default_factory=list)
     dropped: int = 0
+    checks: int = 0
 
     def application(self) -> Starlette:
         """
@@ -79,6 +92,8 @@ class Provider:
         return Starlette(
             routes=[
                 Route("/v1/chat/completions", self.complete, methods=["POST"]),
+                Route("/v1/responses", self.respond, methods=["POST"]),
+                Route("/v1/models", self.models),
                 Route("/control", self.control, methods=["POST"]),
                 Route("/ledger", self.ledger),
                 Route("/healthz", self.healthz),
@@ -87,13 +102,24 @@ class Provider:
 
     async def complete(self, request: Request) -> Response:
         """
-        Answer one call according to the mode on its arrival.
+        Answer one chat completion according to the mode on its arrival.
         """
-        call = self._enter(request)
-        try:
-            return await self._answer(call, request)
-        finally:
-            call.answered = call.answered or "gone"
+        return await self._serve("chat", request)
+
+    async def respond(self, request: Request) -> Response:
+        """
+        Answer one call of the responses API according to the mode on its arrival.
+        """
+        return await self._serve("responses", request)
+
+    async def models(self, request: Request) -> Response:
+        """
+        Answer a health check according to the mode.
+        """
+        self.checks += 1
+        call = Call(time.monotonic(), time.time(), "", self.mode)
+        answer = await self._refuse(call, request)
+        return JSONResponse(replies.models()) if answer is None else answer
 
     async def control(self, request: Request) -> Response:
         """
@@ -120,9 +146,18 @@ class Provider:
         """
         Say that the process is alive, which it also is when its mode is not ``ok``.
         """
-        # Connections that hang are not work in progress.
+        # Connections that hang are no work in progress.
         running = sum(call.answered is None for call in self.calls)
-        return JSONResponse({"mode": self.mode, "running": running, "calls": self.dropped + len(self.calls)})
+        calls = self.dropped + len(self.calls)
+        return JSONResponse({"mode": self.mode, "running": running, "calls": calls, "checks": self.checks})
+
+    async def _serve(self, api: str, request: Request) -> Response:
+        call = self._enter(request)
+        try:
+            answer = await self._refuse(call, request)
+            return await self._write(api, call, request) if answer is None else answer
+        finally:
+            call.answered = call.answered or "gone"
 
     def _enter(self, request: Request) -> Call:
         call = Call(time.monotonic(), time.time(), request.headers.get("x-trace-id", ""), self.mode)
@@ -133,44 +168,65 @@ class Provider:
             self.dropped += excess
         return call
 
-    async def _answer(self, call: Call, request: Request) -> Response:
-        match Mode(call.mode):
+    async def _refuse(self, call: Call, request: Request) -> Response | None:
+        """
+        Answer in a mode that does not look at the question; ``None`` in the others.
+        """
+        mode = Mode(call.mode)
+        match mode:
             case Mode.RESET:
-                self._break_connection(request)
+                self._close(request, reset=True)
                 call.answered = "reset"
                 return Response()
             case Mode.HANG:
                 call.answered = "hang"
                 await _until_gone(request)
                 return Response()
-            case Mode.RATE_LIMIT:
+            case _ if mode in faults.STATUS:
                 await asyncio.sleep(self.latency)
-                call.answered = 429
-                headers = {"Retry-After": str(-int(-self.retry_after // 1))}
-                return _error(429, "Rate limit reached, please slow down.", "rate_limit_exceeded", headers)
-            case Mode.ERROR500:
-                await asyncio.sleep(self.latency)
-                call.answered = 500
-                return _error(500, "The server had an error while processing your request.", "server_error")
-            case Mode.OK:
-                return await self._write_article(call, request)
+                answer = faults.refusal(mode, self.retry_after, self.retry_after_header)
+                call.answered = answer.status_code
+                return answer
+        return None
 
-    async def _write_article(self, call: Call, request: Request) -> Response:
+    async def _write(self, api: str, call: Call, request: Request) -> Response:
         try:
-            wanted = json.loads(await request.body())
-            prompt = next(str(m["content"]) for m in reversed(wanted["messages"]) if m["role"] == "user")
-            model = str(wanted["model"])
-        except (ValueError, TypeError, KeyError, StopIteration):
+            question = Question.read(api, await request.body())
+        except ValueError as error:
             call.answered = 400
-            return _error(400, "The body needs a model and messages with one from the user.", "invalid_request_error")
+            return faults.error(400, str(error), "invalid_request_error")
+        if question.model == _UNKNOWN_MODEL:
+            call.answered = 404
+            return faults.refusal(Mode.ERROR404, 0, None)
+        number, mode = self.dropped + len(self.calls), Mode(call.mode)
+        if mode is not Mode.OK:
+            call.answered = str(mode)
+            half = mode is Mode.HALF_BODY
+            return self._half(question, number, request) if half else faults.broken_answer(mode, question, number)
         await asyncio.sleep(self.latency)
         if await request.is_disconnected():
             return Response()
         call.answered = 200
-        return JSONResponse(_completion(prompt, model, number=self.dropped + len(self.calls)))
+        if question.stream:
+            return StreamingResponse(replies.events(question, number), media_type="text/event-stream")
+        return JSONResponse(replies.body(question, number))
+
+    def _half(self, question: Question, number: int, request: Request) -> Response:
+        """
+        Send half of an answer, then hang up.
+        """
+        events = "".join(replies.events(question, number)) if question.stream else None
+        whole = (events or json.dumps(replies.body(question, number))).encode()
+
+        async def half() -> AsyncIterator[bytes]:
+            yield whole[: len(whole) // 2]
+            self._close(request, reset=False)
+
+        kind = "text/event-stream" if question.stream else "application/json"
+        return StreamingResponse(half(), media_type=kind, headers={"Content-Length": str(len(whole))})
 
     def _apply(self, wanted: object) -> None:
-        allowed = ("mode", "latency", "retry_after")
+        allowed = ("mode", "latency", "retry_after", "retry_after_header")
         if not isinstance(wanted, dict) or not wanted.keys() <= set(allowed):
             raise ValueError(f"{wanted!r} must be an object with any of {', '.join(allowed)}")
         try:
@@ -179,16 +235,20 @@ class Provider:
             raise ValueError(f"mode={wanted['mode']!r} must be one of {', '.join(Mode)}") from None
         latency = _seconds("latency", wanted.get("latency", self.latency))
         retry_after = _seconds("retry_after", wanted.get("retry_after", self.retry_after))
+        header = wanted.get("retry_after_header", self.retry_after_header)
+        if header is not None and not (isinstance(header, str) and header.isascii() and len(header) <= _HEADER_LENGTH):
+            raise ValueError(f"retry_after_header={header!r} must be null or ASCII text of up to {_HEADER_LENGTH}")
         # Only now: a refused request changes nothing.
-        self.mode, self.latency, self.retry_after = mode, latency, retry_after
+        self.mode, self.latency, self.retry_after, self.retry_after_header = mode, latency, retry_after, header
 
-    def _break_connection(self, request: Request) -> None:
+    def _close(self, request: Request, *, reset: bool) -> None:
         connections = self.server.server_state.connections if self.server else ()
         for connection in connections:
             if isinstance(connection, H11Protocol) and connection.client == request.client:
-                raw = connection.transport.get_extra_info("socket")
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-                connection.transport.abort()
+                if reset:
+                    raw = connection.transport.get_extra_info("socket")
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                connection.transport.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,12 +262,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(prog="python -m demo.provider", description="A provider that can fail on demand.")
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 lets the kernel choose")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    parser.add_argument("--port", type=int, default=0, help="port on that address; 0 lets the kernel choose")
     parser.add_argument("--latency", type=float, default=0.2, help="seconds that an answer takes")
     options = parser.parse_args(arguments)
 
     provider = Provider(latency=_seconds("--latency", options.latency))
-    listener = socket.create_server(("127.0.0.1", options.port), backlog=512)
+    listener = socket.create_server((options.host, options.port), backlog=512)
+    # asyncio does so for sockets of its own making; without, an answer's body waits 40 ms for its head's receipt.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         provider.application(),
         http="h11",
@@ -217,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         timeout_graceful_shutdown=1,
     )
     provider.server = uvicorn.Server(config)
-    sys.stdout.write(f"listening on 127.0.0.1:{listener.getsockname()[1]}\n")
+    sys.stdout.write(f"listening on {options.host}:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     provider.server.run(sockets=[listener])
     return 0
@@ -226,35 +289,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _until_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _completion(prompt: str, model: str, *, number: int) -> dict[str, Any]:
-    text = article.write(prompt)
-    words_in, words_out = len(prompt.split()), len(text.split())
-    return {
-        "id": f"chatcmpl-demo-{number}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {
-            "prompt_tokens": words_in,
-            "completion_tokens": words_out,
-            "total_tokens": words_in + words_out,
-        },
-    }
-
-
-def _error(status: int, message: str, kind: str, headers: Mapping[str, str] | None = None) -> Response:
-    body = {"error": {"message": message, "type": kind, "param": None, "code": kind}}
-    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def _seconds(option: str, value: object) -> float:

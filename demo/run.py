@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import uuid
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -133,7 +134,7 @@ def _send(app: Celery, plan: Plan) -> dict[str, str]:
     from workers.submit import UnreachableError as SendingError  # noqa: PLC0415
     from workers.submit import connected, send  # noqa: PLC0415
 
-    prompts = read_prompts(_PROMPTS).prompts[: plan.articles]
+    prompts = [(prompt, str(uuid.uuid4())) for prompt in read_prompts(_PROMPTS).prompts[: plan.articles]]
     try:
         with connected(app, app.conf.broker_url) as connection:
             return {sent.result.id: sent.slug for sent in send(app, connection, prompts)}

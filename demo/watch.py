@@ -134,7 +134,7 @@ class Watch:
         Look once at every source; one that does not answer keeps its last value.
         """
         self.calls = self._ask("the provider", self._provider.calls, self.calls)
-        self._metrics = self._ask("the circuit", lambda: get_circuit_breaker_manager().get_all_metrics()[CIRCUIT], None)
+        self._metrics = self._ask("the circuit", lambda: get_circuit_breaker_manager().get(CIRCUIT).get_metrics(), None)
         self._held = self._ask("the lot", lambda: get_lot(self._app).counts([CIRCUIT])[CIRCUIT], self._held)
         self.most_held = max(self.most_held, self._held)
         self._ask("the result backend", self._look_at_results, None)

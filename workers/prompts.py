@@ -7,22 +7,26 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from workers.articles import SlugError, check_slug
+from workers.settings import PROVIDER_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["BadLine", "Prompt", "PromptFile", "read_prompts"]
+__all__ = ["CONFIG_KEYS", "BadLine", "Prompt", "PromptFile", "read_prompts"]
 
 # Characters.  Longer is a file without line ends, not a prompt.
 LONGEST_PROMPT = 100_000
 # As many as the gateway takes.
 MOST_VARIATIONS = 1_000_000
 
-_KEYS = ("prompt", "slug", "variation")
+#: Of the gateways' options those that an article may have of its own: neither addresses nor keys.
+CONFIG_KEYS = ("model", "temperature", "max_tokens", "system_prompt", "api", "stream", "circuit_per_model")
+
+_KEYS = ("prompt", "slug", "variation", "provider", "config")
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,17 @@ class Prompt:
         slug: The article's name; unique in the file.
 
         variation: 0-1,000,000.
+
+        provider: Who is to write it; ``None`` leaves that to whoever sends it.
+
+        config: Options of the gateway's that are this article's own.
     """
 
     text: str
     slug: str
     variation: int = 0
+    provider: str | None = None
+    config: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,11 +152,17 @@ def _json_prompt(line: str, number: int) -> Prompt:
     variation = read.get("variation", 0)
     if type(variation) is not int or not 0 <= variation <= MOST_VARIATIONS:
         raise _BadLineError(f"variation must be a whole number from 0 to {MOST_VARIATIONS}")
+    provider, config = read.get("provider"), read.get("config", {})
+    if provider is not None and provider not in PROVIDER_NAMES:
+        raise _BadLineError(f"provider must be one of {', '.join(PROVIDER_NAMES)}")
+    # What the options are is checked where the article is written: the gateway knows.
+    if not isinstance(config, dict) or not set(config) <= set(CONFIG_KEYS):
+        raise _BadLineError(f"config must be an object with any of {', '.join(CONFIG_KEYS)}")
     try:
         slug = check_slug(read["slug"]) if "slug" in read else _make_slug(text, number)
     except SlugError as error:
         raise _BadLineError(str(error)) from None
-    return Prompt(text, slug, variation)
+    return Prompt(text, slug, variation, provider, config)
 
 
 def _make_slug(text: str, number: int) -> str:

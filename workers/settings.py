@@ -17,7 +17,10 @@ from omni_tasks import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Settings"]
+__all__ = ["PROVIDER_NAMES", "REDIS_SCHEMES", "Settings"]
+
+#: Those the gateways know; written out because importing the gateways takes half a second, and sending needs none.
+PROVIDER_NAMES = ("openai", "deepseek")
 
 REDIS_SCHEMES = ("redis", "rediss", "sentinel", "redis+socket", "valkey", "valkeys")
 
@@ -42,6 +45,10 @@ class Settings:
         call_timeout: ``DEFAULT_TIMEOUT``, seconds for one call to a provider, 0 < t <= 3600.
 
         max_retries: ``DEFAULT_MAX_RETRIES``, retries of a task after real failures, 0-1000.
+
+        provider: ``ARTICLES_PROVIDER``, who writes an article that names nobody.
+
+        fallbacks: ``ARTICLES_FALLBACKS``, divided by commas: who is asked, in turn, when that provider is down.
     """
 
     broker_url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
@@ -49,13 +56,22 @@ class Settings:
     articles_dir: Path
     call_timeout: float = 30.0
     max_retries: int = 3
+    provider: str = "openai"
+    fallbacks: tuple[str, ...] = ()
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """
+        Everybody who may be asked for an article that names nobody, the preferred one first.
+        """
+        return (self.provider, *self.fallbacks)
 
     @property
     def soft_time_limit(self) -> float:
         """
-        Seconds after which an article task is interrupted: the call's deadline, and time to write.
+        Seconds after which an article task is interrupted: the deadlines of every provider in turn, and time to write.
         """
-        return self.call_timeout + 15
+        return len(PROVIDER_NAMES) * self.call_timeout + 15
 
     @property
     def time_limit(self) -> float:
@@ -81,6 +97,13 @@ class Settings:
         """
         return urlsplit(self.broker_url).scheme in REDIS_SCHEMES
 
+    @property
+    def redis_backend(self) -> bool:
+        """
+        Tell whether the result backend is a Redis: most others cannot be connected to as a broker can.
+        """
+        return urlsplit(self.result_backend).scheme in REDIS_SCHEMES
+
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Settings:
         """
@@ -97,12 +120,18 @@ class Settings:
         backend = read("CELERY_RESULT_BACKEND", "")
         if not backend and urlsplit(broker).scheme not in REDIS_SCHEMES:
             raise ConfigurationError("CELERY_RESULT_BACKEND", None, "set when the broker is not a Redis")
+        provider = _one_of("ARTICLES_PROVIDER", read("ARTICLES_PROVIDER", "openai"), PROVIDER_NAMES)
+        others = tuple(name for name in PROVIDER_NAMES if name != provider)
+        fallbacks = [name.strip() for name in read("ARTICLES_FALLBACKS", "").split(",") if name.strip()]
         return cls(
             broker_url=broker,
             result_backend=_url("CELERY_RESULT_BACKEND", backend or broker),
             articles_dir=_folder("ARTICLES_DIR", read("ARTICLES_DIR", "articles")),
             call_timeout=_seconds("DEFAULT_TIMEOUT", read("DEFAULT_TIMEOUT", "30.0")),
             max_retries=_whole("DEFAULT_MAX_RETRIES", read("DEFAULT_MAX_RETRIES", "3"), most=1000),
+            provider=provider,
+            # A name given twice counts once.
+            fallbacks=tuple(dict.fromkeys(_one_of("ARTICLES_FALLBACKS", name, others) for name in fallbacks)),
         )
 
 
@@ -119,6 +148,15 @@ def _url(name: str, value: str) -> str:
         if not fits:
             shown = re.sub(r"(//|^).*@", r"\1***@", value)
             raise ConfigurationError(name, shown, "a URL such as redis://127.0.0.1:6379/0")
+    return value
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """
+    Refuse a word that is not *allowed*.
+    """
+    if value not in allowed:
+        raise ConfigurationError(name, value, f"one of {', '.join(allowed)}")
     return value
 
 

@@ -1,12 +1,19 @@
 """
-Articles from LLM providers, behind a circuit.
+Articles from LLM providers, each behind a circuit of its own.
 """
 
 from __future__ import annotations
 
-from omni_tasks.gateways.articles import Article, generate_article_deepseek, generate_article_openai
-from omni_tasks.gateways.config import GatewayConfig
+from omni_tasks.gateways.articles import (
+    Article,
+    agenerate_article_deepseek,
+    agenerate_article_openai,
+    generate_article_deepseek,
+    generate_article_openai,
+)
+from omni_tasks.gateways.config import PROVIDERS, GatewayConfig
 from omni_tasks.gateways.errors import (
+    RETRYABLE_ERRORS,
     GatewayConfigError,
     GatewayInputError,
     ProviderAuthError,
@@ -19,6 +26,8 @@ from omni_tasks.gateways.errors import (
 )
 
 __all__ = [
+    "PROVIDERS",
+    "RETRYABLE_ERRORS",
     "Article",
     "GatewayConfig",
     "GatewayConfigError",
@@ -30,6 +39,8 @@ __all__ = [
     "ProviderRateLimited",
     "ProviderRejected",
     "ProviderUnavailable",
+    "agenerate_article_deepseek",
+    "agenerate_article_openai",
     "generate_article_deepseek",
     "generate_article_openai",
 ]

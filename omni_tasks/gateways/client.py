@@ -1,56 +1,50 @@
 """
-One chat completion over the ``openai`` SDK: no hidden retries, a wall deadline, a checked answer.
+One call to a provider over the ``openai`` SDK: no hidden retries, a wall deadline, a checked answer.
 """
 
 from __future__ import annotations
 
-import functools
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import httpx2
 import openai
-from openai.types.chat import ChatCompletion
+from billiard.exceptions import SoftTimeLimitExceeded
 
+from omni_tasks.gateways.answers import Answer, ChatReader, Reader, ResponsesReader
 from omni_tasks.gateways.deadline import Deadline
-from omni_tasks.gateways.errors import ProviderBadResponse, ProviderError, ProviderRejected, ProviderUnavailable
+from omni_tasks.gateways.errors import ProviderError, ProviderRejected, ProviderUnavailable
 from omni_tasks.gateways.translate import identifier, translate
+from omni_tasks.gateways.wire import async_http_client, http_client, timeouts
 
 if TYPE_CHECKING:
-    import ssl
-
     from openai._legacy_response import LegacyAPIResponse
 
     from omni_tasks.gateways.config import GatewayConfig, Provider
 
-__all__ = ["Answer", "complete"]
+__all__ = ["Question", "acomplete", "complete"]
 
 
 @dataclass(frozen=True)
-class Answer:
+class Question:
     """
-    A checked chat completion.
+    What a provider is asked.
 
     Attributes:
-        text: What the model wrote, not empty.
+        system: What the model is told before the prompt.
 
-        model: The model that answered, which may be more exact than the one asked for.
+        prompt: The user's words.
 
-        prompt_tokens: Tokens of the question, >= 0; ``None`` when the provider does not count.
-
-        completion_tokens: Tokens of the answer, likewise.
-
-        finish_reason: ``"stop"``, or ``"length"`` for a text that was cut at ``max_tokens``.
+        trace_id: Sent as ``X-Trace-Id``; printable ASCII.
     """
 
-    text: str
-    model: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    finish_reason: str
+    system: str
+    prompt: str
+    trace_id: str
 
 
-def complete(provider: Provider, config: GatewayConfig, messages: list[dict[str, str]], trace_id: str) -> Answer:
+def complete(provider: Provider, config: GatewayConfig, question: Question) -> Answer:
     """
     Ask once.
 
@@ -59,112 +53,138 @@ def complete(provider: Provider, config: GatewayConfig, messages: list[dict[str,
 
         config: A resolved configuration of that provider.
 
-        messages: ``role`` and ``content`` of each message.
-
-        trace_id: Sent as ``X-Trace-Id``; printable ASCII.
+        question: What to ask.
 
     Raises:
         ProviderError: The one class that says what happened.
     """
-    secret = config.api_key or ""
-    outcome: LegacyAPIResponse[ChatCompletion] | ProviderError
+    call = _Call(provider, config, question)
     with Deadline(config.timeout) as deadline:
         try:
-            outcome = _ask(provider, config, messages, trace_id, deadline)
-        except openai.OpenAIError as error:
-            outcome = translate(error, provider=provider.name, secret=secret)
+            with openai.OpenAI(**call.client_options(), http_client=http_client(config, deadline)) as client:
+                received = call.endpoint(client)(**call.arguments())
+                parsed = call.opened(received)
+                for event in parsed if config.stream else [parsed]:
+                    call.reader.take(event)
+            outcome: Answer | Exception = call.answer()
+        except Exception as error:  # noqa: BLE001 - whatever fails while reading the provider's bytes is its doing
+            outcome = _time_limit(error) or call.failure(error)
     if deadline.expired:
-        outcome = ProviderUnavailable(
-            f"{provider.name}: no complete answer within {config.timeout:g} s (wall deadline)", provider.name
-        )
-    if isinstance(outcome, ProviderError):
+        outcome = call.too_late()
+    return _given(outcome)
+
+
+async def acomplete(provider: Provider, config: GatewayConfig, question: Question) -> Answer:
+    """
+    Ask once, on an event loop; otherwise as :func:`complete`.
+    """
+    call = _Call(provider, config, question)
+    try:
+        async with (
+            asyncio.timeout(config.timeout),
+            openai.AsyncOpenAI(**call.client_options(), http_client=async_http_client(config)) as client,
+        ):
+            received = await call.endpoint(client)(**call.arguments())
+            parsed = call.opened(received)
+            if config.stream:
+                async for event in parsed:
+                    call.reader.take(event)
+            else:
+                call.reader.take(parsed)
+        outcome: Answer | Exception = call.answer()
+    except TimeoutError:
+        outcome = call.too_late()
+    except Exception as error:  # noqa: BLE001 - as above
+        outcome = call.failure(error)
+    return _given(outcome)
+
+
+def _time_limit(error: Exception) -> Exception | None:
+    """
+    Find Celery's soft time limit, which the SDK takes for a broken connection where it strikes inside a request.
+    """
+    return next((each for each in (error, error.__cause__) if isinstance(each, SoftTimeLimitExceeded)), None)
+
+
+def _given(outcome: Answer | Exception) -> Answer:
+    if isinstance(outcome, Exception):
         # Raised here and not in the handler, so that the SDK's error, and with
         # it the request, is not even its context.
         raise outcome
-    return _read(provider.name, outcome, secret=secret)
+    return outcome
 
 
-def _ask(
-    provider: Provider, config: GatewayConfig, messages: list[dict[str, str]], trace_id: str, deadline: Deadline
-) -> LegacyAPIResponse[ChatCompletion]:
+class _Call:
     """
-    Send the request and receive the whole answer, unread.
+    What the two ways of asking share: everything but waiting.
     """
-    timeout = openai.Timeout(config.timeout, connect=config.connect_timeout)
-    # A client per call: nothing is shared by threads or inherited over a fork,
-    # and beside an article a new connection costs nothing.
-    http = openai.DefaultHttpxClient(
-        timeout=timeout,
-        verify=_tls(),
-        # A redirect would carry the prompt to an address nobody configured.
-        follow_redirects=False,
-        event_hooks={"request": [deadline.watch]},
-    )
-    options: dict[str, Any] = {"model": config.model, "messages": messages}
-    if config.temperature is not None:
-        options["temperature"] = config.temperature
-    if config.max_tokens is not None:
-        options[provider.length_option] = config.max_tokens
-    with openai.OpenAI(
-        api_key=config.api_key, base_url=config.base_url, timeout=timeout, max_retries=0, http_client=http
-    ) as client:
-        return client.chat.completions.with_raw_response.create(**options, extra_headers={"X-Trace-Id": trace_id})
 
+    def __init__(self, provider: Provider, config: GatewayConfig, question: Question) -> None:
+        self._provider, self._config, self._question = provider, config, question
+        self._secret = config.api_key or ""
+        self._status: int | None = None
+        self._request_id: str | None = None
+        self.reader: Reader = ChatReader() if config.api == "chat" else ResponsesReader()
 
-@functools.lru_cache(maxsize=1)
-def _tls() -> ssl.SSLContext:
-    """
-    Read the trusted certificates once per process; it takes longer than all the rest of a client.
-    """
-    return httpx2.create_ssl_context()
+    def client_options(self) -> dict[str, Any]:
+        config = self._config
+        return {
+            "api_key": config.api_key,
+            "base_url": config.base_url,
+            "timeout": timeouts(config),
+            "max_retries": 0,
+        }
 
+    def endpoint(self, client: Any) -> Callable[..., Any]:
+        resource = client.chat.completions if self._config.api == "chat" else client.responses
+        create: Callable[..., Any] = resource.with_raw_response.create
+        return create
 
-def _read(provider: str, raw: LegacyAPIResponse[ChatCompletion], *, secret: str) -> Answer:
-    """
-    Check the answer.  The SDK does not: HTML comes back as text, a wrong shape as ``None``.
-    """
-    status, request_id = raw.http_response.status_code, identifier(raw.headers.get("x-request-id"), secret)
+    def arguments(self) -> dict[str, Any]:
+        config, question = self._config, self._question
+        sent: dict[str, Any] = {"model": config.model, "extra_headers": {"X-Trace-Id": question.trace_id}}
+        if config.temperature is not None:
+            sent["temperature"] = config.temperature
+        if config.api == "responses":
+            sent |= {"instructions": question.system, "input": question.prompt, "store": False}
+            length = "max_output_tokens"
+        else:
+            roles = {"system": question.system, "user": question.prompt}
+            sent["messages"] = [{"role": role, "content": content} for role, content in roles.items()]
+            length = self._provider.length_option
+        if config.max_tokens is not None:
+            sent[length] = config.max_tokens
+        if config.stream:
+            sent["stream"] = True
+            if config.api == "chat":
+                sent["stream_options"] = {"include_usage": True}
+        return sent
 
-    def bad(what: str) -> ProviderBadResponse:
-        message = f"{provider}: HTTP {status}, but {what}"
-        return ProviderBadResponse(message, provider, status, request_id=request_id)
+    def opened(self, received: LegacyAPIResponse[Any]) -> Any:
+        self._status = received.http_response.status_code
+        self._request_id = identifier(received.headers.get("x-request-id"), self._secret)
+        return received.parse()
 
-    parsed: object
-    try:
-        parsed = raw.parse()
-    except Exception as error:  # noqa: BLE001 - whatever fails while reading the provider's bytes is its doing
-        parsed = error
-    choices = getattr(parsed, "choices", None)
-    if not isinstance(parsed, ChatCompletion) or not isinstance(choices, list):
-        raise bad(f"the body is not a chat completion ({type(parsed).__name__})")
-    if not choices:
-        raise bad("it has no choices")
-    reason, message = getattr(choices[0], "finish_reason", None), getattr(choices[0], "message", None)
-    text = getattr(message, "content", None)
-    # All three are the provider's word about this request, and no fault of its service.
-    for refused, why in (
-        (reason == "content_filter", "its content filter stopped the article"),
-        (bool(getattr(message, "refusal", None)), "the model declined to write the article"),
-        (reason == "length" and not text, "max_tokens is too small for any text"),
-    ):
-        if refused:
-            raise ProviderRejected(f"{provider}: {why}", provider, status, request_id=request_id)
-    if not isinstance(text, str) or not text.strip():
-        raise bad("its first choice has no text")
-    model: object = parsed.model
-    prompt_tokens, completion_tokens = (_count(parsed, name) for name in ("prompt_tokens", "completion_tokens"))
-    return Answer(
-        text=text,
-        model=model if isinstance(model, str) else "",
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        finish_reason=reason if isinstance(reason, str) else "",
-    )
+    def answer(self) -> Answer:
+        return self.reader.seen.answer(self._refusal)
 
+    def failure(self, error: Exception) -> ProviderError:
+        if isinstance(error, ProviderError):
+            return error
+        return translate(
+            error,
+            provider=self._provider.name,
+            secret=self._secret,
+            status=self._status,
+            request_id=self._request_id,
+        )
 
-def _count(completion: ChatCompletion, name: str) -> int | None:
-    """
-    Read a token count; ``None`` when there is none, or none that makes sense.
-    """
-    value = getattr(completion.usage, name, None)
-    return value if type(value) is int and value >= 0 else None
+    def too_late(self) -> ProviderError:
+        name = self._provider.name
+        return ProviderUnavailable(
+            f"{name}: no complete answer within {self._config.timeout:g} s (wall deadline)", name
+        )
+
+    def _refusal(self, why: str) -> ProviderRejected:
+        name = self._provider.name
+        return ProviderRejected(f"{name}: {why}", name, self._status, request_id=self._request_id)

@@ -9,11 +9,17 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 from urllib.parse import urlsplit
 
 from omni_tasks.gateways.errors import GatewayConfigError
 
-__all__ = ["DEEPSEEK", "OPENAI", "GatewayConfig", "Provider"]
+__all__ = ["DEEPSEEK", "OPENAI", "PROVIDERS", "GatewayConfig", "Provider", "is_text"]
+
+APIS = ("chat", "responses")
+
+# Characters, where it is part of a circuit's key, with the provider's name in front.
+LONGEST_MODEL = 180
 
 DEFAULT_SYSTEM_PROMPT = (
     "You are an experienced editor. Write one complete, well structured article in Markdown "
@@ -37,13 +43,16 @@ class Provider:
 
         default_model: Likewise for the model.
 
-        length_option: What the provider calls the most tokens of an answer.
+        length_option: What the provider calls the most tokens of an answer, in chat completions.
+
+        responses: Whether it has the responses API as well.
     """
 
     name: str
     default_url: str
     default_model: str
     length_option: str
+    responses: bool
 
     def variable(self, option: str) -> str:
         """
@@ -57,13 +66,18 @@ OPENAI = Provider(
     default_url="https://api.openai.com/v1",
     default_model="gpt-5.4-mini",
     length_option="max_completion_tokens",
+    responses=True,
 )
 DEEPSEEK = Provider(
     name="deepseek",
     default_url="https://api.deepseek.com",
     default_model="deepseek-chat",
     length_option="max_tokens",
+    responses=False,
 )
+
+#: Every provider there is, by name.
+PROVIDERS = {provider.name: provider for provider in (OPENAI, DEEPSEEK)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +105,12 @@ class GatewayConfig:
             process that unpickles the configuration reads its own environment.
 
         system_prompt: What the model is told before the prompt.
+
+        api: ``"chat"`` for chat completions, ``"responses"`` for the responses API.
+
+        stream: Whether the answer is to come in pieces; the result is the same, whole and checked.
+
+        circuit_per_model: Whether the model has a circuit of its own, ``ai_providers:<provider>:<model>``.
     """
 
     model: str | None = None
@@ -101,6 +121,9 @@ class GatewayConfig:
     base_url: str | None = None
     api_key: str | None = field(default=None, repr=False)
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
+    api: Literal["chat", "responses"] = "chat"
+    stream: bool = False
+    circuit_per_model: bool = False
 
     def __post_init__(self) -> None:
         """
@@ -119,6 +142,12 @@ class GatewayConfig:
             value = getattr(self, option)
             if value is not None and not (isinstance(value, str) and value.strip() and is_text(value)):
                 raise GatewayConfigError(option, value, "text that is not empty")
+        _check_circuit(self)
+        if self.api not in APIS:
+            raise GatewayConfigError("api", self.api, f"one of {', '.join(APIS)}")
+        for option in ("stream", "circuit_per_model"):
+            if type(getattr(self, option)) is not bool:
+                raise GatewayConfigError(option, getattr(self, option), "True or False")
         if self.base_url is not None:
             _check_url("base_url", self.base_url)
         if self.api_key is not None:
@@ -147,6 +176,13 @@ class GatewayConfig:
             if key not in known:
                 raise GatewayConfigError("config key", key, f"one of {', '.join(known)}")
         return cls(**value)  # type: ignore[arg-type]  # __post_init__ checks each value
+
+    def at(self, provider: Provider) -> GatewayConfig:
+        """
+        Make of this the configuration for *provider*: everything but what only this one's provider understands.
+        """
+        api: Literal["chat", "responses"] = self.api if provider.responses else "chat"
+        return replace(self, model=None, base_url=None, api_key=None, api=api)
 
     def resolved(self, provider: Provider, environ: Mapping[str, str] = os.environ) -> GatewayConfig:
         """
@@ -184,6 +220,15 @@ def is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\0" not in value
+
+
+def _check_circuit(config: GatewayConfig) -> None:
+    """
+    Refuse a model whose name cannot be part of a circuit's key, where it has to be.
+    """
+    model = config.model or ""
+    if config.circuit_per_model and (len(model) > LONGEST_MODEL or not model.isprintable()):
+        raise GatewayConfigError("model", model[:LONGEST_MODEL], f"up to {LONGEST_MODEL} printable characters")
 
 
 def _number(option: str, value: object, *, low: float, high: float, low_allowed: bool = True) -> None:
