@@ -20,12 +20,13 @@ from urllib.parse import urlencode
 
 import redis
 from celery import Celery
-from kombu.transport.virtual import Message
+from kombu.message import Message
 from kombu.utils.json import dumps
 
-from omni_tasks.errors import ConfigurationError, ParkingError
+from omni_tasks.errors import ConfigurationError
+from omni_tasks.integration.virtual import queue_of, raw_of
 from omni_tasks.settings import redacted
-from omni_tasks.store.redis import connect
+from omni_tasks.store.connect import connect
 
 __all__ = ["Destination", "broker_url", "destination_of", "envelope_of", "open_client", "was_redelivered"]
 
@@ -93,25 +94,10 @@ def destination_of(message: Message) -> Destination:
     Find the list a message came from.
 
     Raises:
-        ParkingError: Its exchange and routing key lead to several queues or to none; putting it
-            back by them would multiply or lose it.
+        ParkingError: It cannot be told which queue that was.
     """
-    channel = message.channel
-    info: Mapping[str, Any] = message.delivery_info or {}
-    exchange, routing_key = info.get("exchange") or "", info.get("routing_key") or ""
-    if exchange:
-        queues = sorted(channel._lookup(exchange, routing_key))  # noqa: SLF001 - kombu offers no public look-up
-        if len(queues) != 1:
-            raise ParkingError(
-                f"cannot tell which queue the message came from: exchange {exchange!r} with routing key "
-                f"{routing_key!r} leads to {queues or 'no queue'}; bind exactly one queue to it"
-            )
-        queue = queues[0]
-    elif routing_key:
-        queue = routing_key
-    else:
-        raise ParkingError("cannot tell which queue the message came from: it names no exchange and no routing key")
-    priority = channel.priority(channel._get_message_priority(message._raw, reverse=False))  # noqa: SLF001 - see above
+    channel, queue = message.channel, queue_of(message)
+    priority = channel.priority(channel._get_message_priority({"properties": message.properties}, reverse=False))  # noqa: SLF001 - see above
     key = channel._q_for_pri(queue, priority)  # noqa: SLF001 - see above
     return Destination(key=f"{channel.global_keyprefix}{key}", queue=queue, priority=priority)
 
@@ -119,10 +105,6 @@ def destination_of(message: Message) -> Destination:
 def envelope_of(message: Message, headers: Mapping[str, Any], filled_later: Sequence[str]) -> list[str]:
     """
     The message as it will be put back, cut at the headers that the server fills in.
-
-    Body, headers and properties stay as they were received; only our own
-    headers are added, and the delivery tag is new, because kombu keeps
-    unacknowledged messages by tag.
 
     Args:
         message: As received.
@@ -135,17 +117,9 @@ def envelope_of(message: Message, headers: Mapping[str, Any], filled_later: Sequ
     Returns:
         One piece more than *filled_later* has names, in that order.
     """
-    raw = message._raw  # noqa: SLF001 - what was on the list; the public fields are decoded copies
     seams = [uuid.uuid4().hex for _ in filled_later]
     # Whatever order our headers came in, they go out in this one.
-    theirs = {name: value for name, value in raw["headers"].items() if name not in {*headers, *filled_later}}
-    text = dumps(
-        {
-            **raw,
-            "headers": {**theirs, **headers, **dict(zip(filled_later, seams, strict=True))},
-            "properties": {**raw["properties"], "delivery_tag": str(uuid.uuid4())},
-        }
-    )
+    text = dumps(raw_of(message, {**headers, **dict(zip(filled_later, seams, strict=True))}))
     pieces = []
     for seam in seams:
         piece, text = text.split(seam)

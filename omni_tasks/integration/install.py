@@ -5,31 +5,44 @@ Installing everything on a Celery application, and finding it again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import redis
 from celery import Celery
 from celery import signals as celery_signals
-from kombu.utils.imports import symbol_by_name
 
 from omni_tasks.breaker import CircuitBreaker
 from omni_tasks.errors import ConfigurationError
-from omni_tasks.events import log
-from omni_tasks.integration.broker import broker_url, open_client
-from omni_tasks.integration.lot import Lot
+from omni_tasks.integration.broker import broker_url
+from omni_tasks.integration.held import Parking
+from omni_tasks.integration.places import open_parking, visibility_timeout
+from omni_tasks.integration.revoked import Revoked
+from omni_tasks.integration.slots import Slots
+from omni_tasks.integration.telling import StateWriter
+from omni_tasks.integration.virtual import StampStep
+from omni_tasks.keyed import breaker_for
 from omni_tasks.manager import CircuitBreakerManager, use_manager
-from omni_tasks.settings import ResilienceConfiguration, redacted
+from omni_tasks.observe import logs
+from omni_tasks.observe.monitor import Monitor, intervals
+from omni_tasks.settings import ResilienceConfiguration
+from omni_tasks.store.connect import connect
+from omni_tasks.store.reports import send_all
+from omni_tasks.store.schema import command_key
 
 if TYPE_CHECKING:
     from celery import Task
 
-__all__ = ["Integration", "get_lot", "init_app", "integration_of"]
+    from omni_tasks.integration.parking import Unparked
 
-#: kombu's default, in seconds: when an unacknowledged message is given to another worker.
-_VISIBILITY_TIMEOUT = 3600.0
+__all__ = ["Integration", "find_integration", "get_lot", "init_app", "integration_of"]
+
+#: How long revokes are remembered where tasks may be held for ever, in seconds.
+_REVOKES_KEPT = 30 * 86_400.0
 
 MONITOR_TASK = "omni_tasks.monitor"
 
@@ -40,6 +53,12 @@ class Integration:
 
     Attributes:
         consumer: The worker's consumer while it runs, else ``None``.
+
+        ramping: Circuits that limited the rate of starts when the mover asked them last.
+
+        strays: Circuits that hold tasks and are not configured, as far as that has been logged.
+
+        unparked: Tasks that have run and have to be held, until the lot takes them.
     """
 
     def __init__(self, app: Celery) -> None:
@@ -48,6 +67,9 @@ class Integration:
         """
         self.app = app
         self.consumer: Any = None
+        self.ramping: set[str] = set()
+        self.strays: set[str] = set()
+        self.unparked: deque[Unparked] = deque()
 
     @cached_property
     def settings(self) -> ResilienceConfiguration:
@@ -71,20 +93,90 @@ class Integration:
         return CircuitBreakerManager(self.settings)
 
     @cached_property
-    def lot(self) -> Lot:
+    def lot(self) -> Parking:
         """
         The application's held tasks.
-        """
-        options = self.app.conf.broker_transport_options or {}
-        visibility_timeout = float(options.get("visibility_timeout", _VISIBILITY_TIMEOUT))
-        prefix = f"{options.get('global_keyprefix', '')}{self.settings.key_prefix}"
-        # A copy may come back once the timeout has passed, and its worker may be slow to fall silent.
-        client = open_client(self.app, timeout=max(self.settings.store_timeout, 1.0))
-        return Lot(client, prefix=prefix, remember=2 * visibility_timeout + 60)
 
-    def breaker_of(self, task: Task) -> CircuitBreaker | None:
+        Raises:
+            ConfigurationError: They could not be held with these settings.
+        """
+        return open_parking(self.app, self.settings, lambda: self.consumer)
+
+    @cached_property
+    def dead_letters(self) -> Parking:
+        """
+        Tasks that have been held for as long as they may be, for an operator to look at and to replay.
+        """
+        apart = replace(self.settings, key_prefix=f"{self.settings.key_prefix}:dead")
+        return open_parking(self.app, apart, lambda: self.consumer)
+
+    @cached_property
+    def store_client(self) -> redis.Redis | None:
+        """
+        A client of the shared store, for what is not a circuit's; ``None`` without a store.
+        """
+        settings = self.settings
+        if settings.redis_url is None:
+            return None
+        return connect(settings.redis_url, timeout=max(settings.store_timeout, 1.0))
+
+    def command_key(self, digest: str) -> str:
+        """
+        The key that says that a worker has carried a command out.
+        """
+        return command_key(self.settings.key_prefix, digest)
+
+    @cached_property
+    def revoked(self) -> Revoked:
+        """
+        What was revoked while tasks are held.
+        """
+        settings = self.settings
+        return Revoked(self.store_client, prefix=settings.key_prefix, keep=settings.max_hold or _REVOKES_KEPT)
+
+    @cached_property
+    def states(self) -> StateWriter:
+        """
+        What tells the result backend that a task is held.
+        """
+        return StateWriter(self.app)
+
+    @cached_property
+    def slots(self) -> Slots:
+        """
+        The slots of a worker whose pool has a queue of its own.
+        """
+        return Slots()
+
+    @property
+    def longest_unacked(self) -> float:
+        """
+        Seconds a message may stay unacknowledged: a third of what the broker waits before it delivers it again.
+        """
+        return visibility_timeout(self.app) / 3
+
+    @cached_property
+    def monitor(self) -> Monitor:
+        """
+        The application's monitor, in this process.
+        """
+        # Here, not at the top: the mover needs this module.
+        from omni_tasks.integration.mover import move_held_tasks  # noqa: PLC0415
+
+        return Monitor(self.manager, lot=self.lot, move=lambda: move_held_tasks(self, sweep=True))
+
+    def breaker_of(
+        self, task: Task, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> CircuitBreaker | None:
         """
         The breaker in front of *task*; ``None`` for a plain task, or with resilience disabled.
+
+        Args:
+            task: The task.
+
+            args: What it is called with, which its ``circuit_key`` may need.
+
+            kwargs: The same.
 
         Raises:
             UnknownCircuitError: The task names a circuit that is not configured.
@@ -92,7 +184,13 @@ class Integration:
         circuit = getattr(task, "circuit", None)
         if circuit is None or not self.manager.enabled:
             return None
-        breaker = self.manager.get(circuit)
+        breaker = breaker_for(
+            self.manager.get(circuit),
+            getattr(task, "circuit_key", None),
+            tuple(args),
+            kwargs or {},
+            where=f"task {task.name}",
+        )
         return breaker if breaker.enabled else None
 
     def call_later(self, seconds: float, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -102,41 +200,16 @@ class Integration:
         if self.consumer is not None:
             self.consumer.timer.call_after(seconds, function, arguments)
 
-    def check(self) -> None:
+    def read_settings_again(self) -> None:
         """
-        Refuse to start with a wrong setting; say at once when the shared store is away.
-
-        Raises:
-            ConfigurationError: A setting is wrong, or a task could not be held or counted as it is defined.
+        Take over what the configuration says now; what was made from other settings is made anew.
         """
-        settings, manager = self.settings, self.manager
-        if not settings.enable_resilience:
+        made = self.__dict__
+        before = made.pop("settings", None)
+        if before is None or before == self.settings:
             return
-        # Refuses a broker that cannot hold tasks.
-        _ = self.lot
-        for task in self.app.tasks.values():
-            circuit = getattr(task, "circuit", None)
-            if circuit is not None:
-                _check_task(task, circuit, manager)
-        manager.get_all_metrics()
-        if manager.degraded:
-            log.error("omni_redis_url_unreachable", redis_url=redacted(str(settings.redis_url)))
-
-
-def _check_task(task: Task, circuit: str, manager: CircuitBreakerManager) -> None:
-    # Here, not at the top: these modules need this one.
-    from omni_tasks.integration.request import CircuitRequest  # noqa: PLC0415
-    from omni_tasks.integration.task import is_guarded  # noqa: PLC0415
-
-    if manager.find(circuit) is None:
-        raise ConfigurationError(f"circuit of task {task.name}", circuit, f"one of {', '.join(manager.keys())}")
-    request = symbol_by_name(task.Request)
-    if not issubclass(request, CircuitRequest):
-        # Without our side of the request, a refused task would be acknowledged and gone.
-        raise ConfigurationError(f"Request of task {task.name}", task.Request, "a subclass of CircuitRequest")
-    if not is_guarded(task):
-        # Given after the class was made, by an annotation: refused at the gate, but never counted.
-        raise ConfigurationError(f"circuit of task {task.name}", circuit, "given where the task is defined")
+        for name in ("manager", "lot", "monitor", "dead_letters", "revoked", "store_client"):
+            made.pop(name, None)
 
 
 _installed: WeakKeyDictionary[Celery, Integration] = WeakKeyDictionary()
@@ -170,33 +243,39 @@ def init_app(app: Celery, **overrides: Any) -> None:
         integration = _installed.setdefault(app, Integration(app))
     if known_already:
         if overrides:
-            integration.__dict__.pop("settings", None)
-            integration.__dict__.pop("manager", None)
+            integration.read_settings_again()
         return
     _install(app)
 
 
 def _install(app: Celery) -> None:
     # Here, not at the top: these modules need this one.
-    from omni_tasks.integration import control, mover  # noqa: F401, PLC0415 - control registers itself
-    from omni_tasks.observe import monitor  # noqa: PLC0415
+    from omni_tasks.integration import checks, control, mover, pause  # noqa: F401, PLC0415 - two register themselves
+    from omni_tasks.observe.step import ExporterStep  # noqa: PLC0415
 
     use_manager(lambda: integration_of(app).manager)
-    app.steps["consumer"].add(mover.MoverStep)
+    logs.follow_tasks()
+    app.steps["consumer"].update({StampStep, mover.MoverStep, pause.PauseStep})
+    app.steps["worker"].add(ExporterStep)
 
     @app.task(name=MONITOR_TASK, ignore_result=True, shared=False)
     def tick() -> dict[str, str]:
         """
-        Look at every circuit once.
+        Look at every circuit that is due.
         """
-        return monitor.tick(integration_of(app).manager)
+        integration = integration_of(app)
+        return integration.monitor.tick() if integration.settings.enable_resilience else {}
 
     app.on_after_finalize.connect(_schedule_monitor, weak=False)
 
 
 def _schedule_monitor(sender: Celery, **_kwargs: Any) -> None:
-    interval = integration_of(sender).settings.resilience_monitoring_interval
-    sender.add_periodic_task(interval, sender.signature(MONITOR_TASK), name="omni-monitor", expires=interval)
+    integration = integration_of(sender)
+    main = integration.settings.resilience_monitoring_interval
+    for interval in sorted(intervals(integration.manager)):
+        # A circuit that has an interval of its own needs ticks that come as often; what is due is found out there.
+        name = "omni-monitor" if interval == main else f"omni-monitor-{interval:g}s"
+        sender.add_periodic_task(interval, sender.signature(MONITOR_TASK), name=name, expires=interval)
 
 
 def integration_of(app: Celery) -> Integration:
@@ -214,20 +293,21 @@ def integration_of(app: Celery) -> Integration:
         raise ConfigurationError("app", real, "installed with init_app(app)") from None
 
 
-def get_lot(app: Celery) -> Lot:
+def find_integration(app: Celery) -> Integration | None:
+    """
+    What *app* has of us, or ``None``.
+    """
+    return _installed.get(app)
+
+
+def get_lot(app: Celery) -> Parking:
     """
     The held tasks of *app*.
     """
     return integration_of(app).lot
 
 
-@celery_signals.worker_init.connect(weak=False)
-def _check_worker(sender: Any, **_kwargs: Any) -> None:
-    app = sender.app
-    if app not in _installed:
-        return
-    try:
-        _installed[app].check()
-    except ConfigurationError as error:
-        # A signal's receiver cannot raise, but it can end the process: one line instead of a traceback.
-        raise SystemExit(f"omni_tasks: {error}") from None
+@celery_signals.worker_process_shutdown.connect(weak=False)
+def _send_reports(**_kwargs: Any) -> None:
+    # A prefork child ends without atexit.
+    send_all()

@@ -3,61 +3,47 @@ The lot: where held tasks wait.
 
 It lives in the broker's own Redis, so that a held message is exactly as durable
 as a queued one and its return is one atomic move.  A message is named by the
-delivery tag of the copy that was parked: kombu keeps the tag when it redelivers,
-so a copy whose twin is already parked (the worker died before its
-acknowledgement) is recognised and dropped.
+delivery tag of the copy that was parked and the list it came from: kombu keeps
+the tag when it redelivers, so a copy whose twin is already parked (the worker
+died before its acknowledgement) is recognised and dropped.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import groupby
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import redis
-from kombu.transport.virtual import Message
+from kombu.message import Message
 from redis.commands.core import Script
 
 from omni_tasks.errors import ParkingError
-from omni_tasks.integration.broker import destination_of, envelope_of
+from omni_tasks.integration.ages import oldest_in_order
+from omni_tasks.integration.broker import Destination, destination_of, envelope_of
+from omni_tasks.integration.held import (
+    CIRCUIT_HEADER,
+    DUE,
+    HELD_SINCE_HEADER,
+    HOLDS_HEADER,
+    NO_LIMITS,
+    TICKET_HEADER,
+    HeldTask,
+    Limits,
+    held_task,
+    whole,
+)
 
-__all__ = ["HELD_SINCE_HEADER", "HOLDS_HEADER", "TICKET_HEADER", "HeldTask", "Lot"]
-
-#: Our own header keys.  Everything else in a message stays as it was.
-HOLDS_HEADER = "omni_holds"
-HELD_SINCE_HEADER = "omni_held_since"
-TICKET_HEADER = "omni_ticket"
+__all__ = ["Lot"]
 
 _TICKET = re.compile(r"[0-9A-Za-z:_-]*")
 
 #: Most messages moved by one script call; keeps the server's other clients waiting a few ms at most.
 _MOVE_AT_ONCE = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldTask:
-    """
-    One task in the lot.
-
-    Attributes:
-        circuit: Key of the circuit it waits for.
-
-        held_since: When it was first held, UTC.
-
-        holds: How often it has been held, >= 1.
-    """
-
-    task_id: str
-    name: str
-    circuit: str
-    held_since: datetime
-    holds: int
 
 
 class Lot:
@@ -81,9 +67,18 @@ class Lot:
         self._remember_ms = round(remember * 1000)
         folder = resources.files("omni_tasks.integration") / "lua"
         self._park = Script(client, (folder / "park.lua").read_text(encoding="utf-8"))
+        self._due = Script(client, (folder / "due.lua").read_text(encoding="utf-8"))
         self._unpark = Script(client, (folder / "unpark.lua").read_text(encoding="utf-8"))
 
-    def park(self, circuit: str, message: Message, *, behind: bool = False) -> int:
+    def park(
+        self,
+        circuit: str,
+        message: Message,
+        countdown: float,  # noqa: ARG002 - the circuit says when it leaves
+        *,
+        behind: bool = False,
+        limits: Limits = NO_LIMITS,
+    ) -> int:
         """
         Set a received message aside.  When this returns, the message may be acknowledged.
 
@@ -92,8 +87,12 @@ class Lot:
 
             message: As received, unacknowledged.
 
+            countdown: Seconds the circuit expects to stay open.
+
             behind: Whether it leaves after all that wait now instead of by its age.  A probe that
                 failed does: a task that fails for reasons of its own must not be every probe.
+
+            limits: When it must leave, by this server's clock.
 
         Returns:
             How often the message has been held, this time included.
@@ -103,15 +102,19 @@ class Lot:
         """
         try:
             headers = message.headers
-            holds = _count(headers.get(HOLDS_HEADER)) + 1
-            since_ms = _count(headers.get(HELD_SINCE_HEADER))
+            holds = whole(headers.get(HOLDS_HEADER)) + 1
+            since_ms = whole(headers.get(HELD_SINCE_HEADER))
             destination = destination_of(message)
-            pieces = envelope_of(message, {HOLDS_HEADER: holds}, (HELD_SINCE_HEADER, TICKET_HEADER))
-            tag = str(message.delivery_tag)
-            self._park(
-                keys=[*self._keys(circuit), self._superseded],
-                args=[tag, destination.priority, since_ms, *pieces, destination.key, self._remember_ms, int(behind)],
+            pieces = envelope_of(
+                message, {CIRCUIT_HEADER: circuit, HOLDS_HEADER: holds}, (HELD_SINCE_HEADER, TICKET_HEADER)
             )
+            self._park(
+                keys=[*self._keys(circuit), self._superseded, self._index, self._deadlines(circuit)],
+                args=[
+                    _entry(message, destination), destination.priority, since_ms, *pieces,
+                    self._remember_ms, int(behind), round(limits.expires * 1000), round(limits.longest * 1000),
+                ],
+            )  # fmt: skip
         except ParkingError:
             raise
         except Exception as error:
@@ -124,10 +127,11 @@ class Lot:
         Whether another copy of this very delivery has been parked already.
 
         Raises:
-            ParkingError: The broker's Redis did not answer.
+            ParkingError: The broker's Redis did not answer, or the message's queue cannot be told.
         """
+        entry = _entry(message, destination_of(message))
         try:
-            return self._client.zscore(self._superseded, str(message.delivery_tag)) is not None
+            return self._client.zscore(self._superseded, entry) is not None
         except (redis.RedisError, OSError) as error:
             raise ParkingError(f"the broker's Redis did not answer: {type(error).__name__}: {error}") from error
 
@@ -138,21 +142,65 @@ class Lot:
         Returns:
             How many were moved by this call.  Movers may race: each task is moved once.
         """
-        order, envelopes, lists = self._keys(circuit)
-        # It goes into the messages as it is, and comes from a field that anybody may have damaged.
-        ticket = ticket if _TICKET.fullmatch(ticket) else ""
+        order = self._keys(circuit)[0]
         moved = 0
         for start in range(0, count, _MOVE_AT_ONCE):
             entries = cast("list[bytes]", self._client.zrange(order, 0, min(count - start, _MOVE_AT_ONCE) - 1))
             if not entries:
                 break
-            targets = cast("list[bytes | None]", self._client.hmget(lists, entries))
-            pairs = [(target, entry) for target, entry in zip(targets, entries, strict=True) if target]
-            for target, group in groupby(sorted(pairs, key=lambda pair: pair[0]), key=lambda pair: pair[0]):
-                moved += self._unpark(
-                    keys=[order, envelopes, lists, target], args=[ticket, *(entry for _, entry in group)]
-                )
+            moved += self._move(circuit, entries, ticket)
         return moved
+
+    def unpark_due(self, circuit: str) -> int:
+        """
+        Move the tasks back whose deadline has passed, with the ticket ``DUE``: nobody has paid for their starts.
+
+        Returns:
+            How many were moved by this call.
+        """
+        entries = cast("list[bytes]", self._due(keys=[self._deadlines(circuit)], args=[_MOVE_AT_ONCE]))
+        return self._move(circuit, entries, DUE)
+
+    def unpark_if(
+        self,
+        circuit: str,
+        wanted: Callable[[Sequence[Mapping[str, Any]]], Sequence[bool]],
+        *,
+        among: int,
+        ticket: str = "",
+    ) -> int:
+        """
+        Of the first *among* tasks, move those back that *wanted* picks by the headers of their messages.
+
+        Without a *ticket* nobody has paid for their starts.
+
+        Returns:
+            How many were moved by this call.
+        """
+        order, envelopes = self._keys(circuit)
+        entries = cast("list[bytes]", self._client.zrange(order, 0, among - 1))
+        texts = cast("list[bytes | None]", self._client.hmget(envelopes, entries)) if entries else []
+        found = [(entry, _headers(text)) for entry, text in zip(entries, texts, strict=True) if text]
+        picked = wanted([headers for _, headers in found])
+        return self._move(circuit, [entry for (entry, _), yes in zip(found, picked, strict=True) if yes], ticket)
+
+    def _move(self, circuit: str, entries: Sequence[bytes], ticket: str) -> int:
+        # It goes into the messages as it is, and comes from a field that anybody may have damaged.
+        ticket = ticket if _TICKET.fullmatch(ticket) else ""
+        moved = 0
+        for home, group in groupby(sorted(entries, key=_home), key=_home):
+            order, envelopes = self._keys(circuit)
+            moved += self._unpark(
+                keys=[order, envelopes, home, self._index, self._deadlines(circuit)], args=[ticket, *group]
+            )
+        return moved
+
+    def holding(self) -> list[str]:
+        """
+        The circuits that hold tasks, configured or not, in one round trip.
+        """
+        members = cast("set[bytes]", self._client.smembers(self._index))
+        return sorted(unquote(member.decode("utf-8", "replace")) for member in members)
 
     def counts(self, circuits: Iterable[str]) -> dict[str, int]:
         """
@@ -164,19 +212,32 @@ class Lot:
                 pipe.zcard(self._keys(circuit)[0])
             return dict(zip(keys, cast("Sequence[int]", pipe.execute()), strict=True))
 
+    def oldest(self, circuits: Iterable[str]) -> dict[str, float]:
+        """
+        Seconds since each circuit's oldest task was first held, in one round trip.
+        """
+        return oldest_in_order(self._client, {circuit: self._keys(circuit)[0] for circuit in circuits})
+
     def list(self, circuit: str, limit: int = 100) -> list[HeldTask]:
         """
         The first *limit* tasks in the order they will leave.
         """
-        order, envelopes, _ = self._keys(circuit)
+        order, envelopes = self._keys(circuit)
         entries = cast("list[bytes]", self._client.zrange(order, 0, max(limit, 1) - 1))
         texts = cast("list[bytes | None]", self._client.hmget(envelopes, entries)) if entries else []
-        return [_held_task(circuit, json.loads(text.replace(b"\0", b""))) for text in texts if text]
+        return [held_task(circuit, _headers(text)) for text in texts if text]
 
-    def _keys(self, circuit: str) -> tuple[str, str, str]:
+    def _keys(self, circuit: str) -> tuple[str, str]:
         # No hash tag: the lists of the broker, which the tasks go back to, have none either.
         lot = f"{self._prefix}:lot:{quote(circuit, safe='')}"
-        return f"{lot}:order", f"{lot}:envelopes", f"{lot}:lists"
+        return f"{lot}:order", f"{lot}:envelopes"
+
+    def _deadlines(self, circuit: str) -> str:
+        return f"{self._prefix}:lot:{quote(circuit, safe='')}:deadlines"
+
+    @property
+    def _index(self) -> str:
+        return f"{self._prefix}:lots"
 
     @property
     def _superseded(self) -> str:
@@ -184,18 +245,16 @@ class Lot:
         return f"{self._prefix}:superseded"
 
 
-def _held_task(circuit: str, payload: dict[str, Any]) -> HeldTask:
-    headers = payload["headers"]
-    return HeldTask(
-        task_id=headers.get("id", ""),
-        name=headers.get("task", ""),
-        circuit=circuit,
-        held_since=datetime.fromtimestamp(_count(headers.get(HELD_SINCE_HEADER)) / 1000, UTC),
-        holds=_count(headers.get(HOLDS_HEADER)),
-    )
+def _headers(envelope: bytes) -> dict[str, Any]:
+    headers: dict[str, Any] = json.loads(envelope.replace(b"\0", b""))["headers"]
+    return headers
 
 
-def _count(value: object) -> int:
-    # Headers come from whoever can write to the broker.
-    text = str(value)
-    return int(text) if text.isdecimal() and len(text) <= 13 else 0  # noqa: PLR2004 - digits of Unix ms
+def _entry(message: Message, destination: Destination) -> str:
+    # The tag alone would not do: where an exchange has put one message into several queues, all have it.
+    return f"{message.delivery_tag}\0{destination.key}"
+
+
+def _home(entry: bytes) -> bytes:
+    # Part of the entry's name, so that no lost field can strand it.
+    return entry.rpartition(b"\0")[2]

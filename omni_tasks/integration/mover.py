@@ -8,25 +8,36 @@ in the broker, so two movers divide the work and never double it.
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis
 from celery import bootsteps
 
 from omni_tasks import signals
-from omni_tasks.integration.broker import broker_url
+from omni_tasks.core.model import CircuitState
+from omni_tasks.errors import ConfigurationError, ParkingError
 from omni_tasks.integration.install import Integration, integration_of
+from omni_tasks.integration.lot import Lot
+from omni_tasks.integration.parking import give_up_what_waits, park_what_waits
 
-__all__ = ["MoverStep", "move_held_tasks"]
+__all__ = ["MoverStep", "let_others_follow", "move_held_tasks"]
 
 logger = logging.getLogger(__name__)
 
 #: Every so many ticks a mover also looks at circuits that hold nothing, to end their ramps.
 _SWEEP_TICKS = 10
 
+#: Held tasks per circuit whose revokes are looked up in one go.
+_LOOKED_AT = 200
+
 #: Held tasks per tick and circuit that leave where resilience has been switched off.
 _UNGUARDED_AT_ONCE = 20
+
+#: Held tasks that leave after one that did without their circuit.
+_FOLLOWERS = 2
 
 
 def move_held_tasks(integration: Integration, *, sweep: bool = False) -> int:
@@ -36,28 +47,109 @@ def move_held_tasks(integration: Integration, *, sweep: bool = False) -> int:
     Args:
         integration: The application's.
 
-        sweep: Whether to also ask for circuits that hold nothing, so that their ramps can end.
+        sweep: Whether to also ask for circuits that hold nothing, so that their ramps can end: the configured
+            ones, and those of keys that this worker has seen with a ramp.
 
     Returns:
         How many were moved.
     """
     moved = 0
     manager, lot = integration.manager, integration.lot
-    for circuit, held in lot.counts(manager.keys()).items():
-        if not held and not sweep:
-            continue
+    also = (*manager.configured(), *integration.ramping) if sweep else ()
+    circuits = dict.fromkeys([*lot.holding(), *also])
+    for circuit, held in lot.counts(circuits).items():
         if not manager.enabled:
             # Nobody holds tasks any more: those that wait leave, in handfuls.
             moved += lot.unpark(circuit, min(held, _UNGUARDED_AT_ONCE), "")
             continue
-        answer = manager.get(circuit).draw(held)
+        breaker = manager.find(circuit)
+        if breaker is None:
+            moved += _return_strays(integration, circuit, held) if sweep else 0
+            continue
+        moved += _let_go_unpaid(integration, circuit, sweep=sweep) if held else 0
+        answer = breaker.draw(held)
+        (integration.ramping.add if answer.ramping else integration.ramping.discard)(circuit)
         # While the store is away the answer is this process's own circuit's, which knows nothing:
         # held stays held.  Asking goes on all the same, or nobody would notice the store's return.
         if answer.count and not manager.degraded:
-            count = lot.unpark(circuit, answer.count, answer.ticket)
+            if answer.state is not CircuitState.CLOSED and isinstance(lot, Lot):
+                best = functools.partial(_best_probes, integration, answer.count)
+                count = lot.unpark_if(circuit, best, among=_LOOKED_AT, ticket=answer.ticket)
+            else:
+                count = lot.unpark(circuit, answer.count, answer.ticket)
             signals.task_released.send(sender=circuit, count=count)
             moved += count
     return moved
+
+
+def _let_go_unpaid(integration: Integration, circuit: str, *, sweep: bool) -> int:
+    """
+    Move the tasks that nobody waits for any more: those whose time is over, and the revoked ones among the first.
+    """
+    lot = integration.lot
+    if not isinstance(lot, Lot):
+        # There they leave in their turn.
+        return 0
+    moved = lot.unpark_due(circuit)
+    if sweep and integration.revoked.any():
+        # A revoked one must not be what the circuit waits for as its probe.
+        moved += lot.unpark_if(circuit, integration.revoked.among, among=_LOOKED_AT)
+    return moved
+
+
+def _best_probes(integration: Integration, count: int, tasks: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """
+    Pick *count* of the first held tasks: good probes before others, else in their order.
+    """
+    known = integration.app.tasks
+    order = sorted(range(len(tasks)), key=lambda at: not getattr(known.get(tasks[at].get("task")), "good_probe", False))
+    chosen = set(order[:count])
+    return [at in chosen for at in range(len(tasks))]
+
+
+def let_others_follow(integration: Integration, circuit: str, name: str) -> int:
+    """
+    Let a few held tasks go after one of theirs that succeeded although their circuit is not closed.
+
+    It had somebody else to ask, and so have they.  Each success lets two more go, so the rate doubles
+    as long as it lasts; the first failure ends it.
+
+    Args:
+        integration: The application's.
+
+        circuit: That they are held for.
+
+        name: Of the task.
+
+    Returns:
+        How many were moved.
+    """
+    breaker, lot = integration.manager.find(circuit), integration.lot
+    if breaker is None or breaker.get_metrics().state is CircuitState.CLOSED:
+        # A closed circuit lets them go at its own pace.
+        return 0
+    if isinstance(lot, Lot):
+        count = lot.unpark_if(circuit, functools.partial(_first_of, name), among=_LOOKED_AT)
+    else:
+        count = lot.unpark(circuit, _FOLLOWERS, "")
+    signals.task_released.send(sender=circuit, count=count)
+    return count
+
+
+def _first_of(name: str, tasks: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """
+    Pick the first tasks of that name.
+    """
+    chosen = [at for at, task in enumerate(tasks) if task.get("task") == name][:_FOLLOWERS]
+    return [at in chosen for at in range(len(tasks))]
+
+
+def _return_strays(integration: Integration, circuit: str, held: int) -> int:
+    # Not at every tick: where only this worker does not know the circuit yet, another holds them again.
+    if circuit not in integration.strays:
+        integration.strays.add(circuit)
+        logger.warning("Circuit %r is not configured any more; the tasks it holds return in handfuls", circuit)
+    return integration.lot.unpark(circuit, min(held, _UNGUARDED_AT_ONCE), "")
 
 
 class MoverStep(bootsteps.StartStopStep):
@@ -83,7 +175,9 @@ class MoverStep(bootsteps.StartStopStep):
         self.stop(consumer)
         integration = integration_of(consumer.app)
         integration.consumer = consumer
-        if broker_url(consumer.app) is None:
+        try:
+            _ = integration.lot
+        except ConfigurationError:
             # Only with resilience off: the start is refused otherwise.
             return
         self._entry = consumer.timer.call_repeatedly(integration.settings.mover_interval, self._tick, (integration,))
@@ -96,12 +190,19 @@ class MoverStep(bootsteps.StartStopStep):
         if entry is not None:
             entry.cancel()
 
+    def shutdown(self, consumer: Any) -> None:
+        """
+        See to what could not be held; the pool has ended by now.
+        """
+        give_up_what_waits(integration_of(consumer.app))
+
     def _tick(self, integration: Integration) -> None:
         # An exception that left a timer would be logged by Celery at every tick.
         self._ticks += 1
         try:
+            park_what_waits(integration)
             move_held_tasks(integration, sweep=self._ticks % _SWEEP_TICKS == 0)
-        except (redis.RedisError, OSError) as error:
+        except (redis.RedisError, OSError, ParkingError) as error:
             if not self._failing:
                 logger.error("Held tasks cannot be moved: %s; going on trying", error)  # noqa: TRY400 - one line
             self._failing = True

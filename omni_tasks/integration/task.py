@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
+from celery import signals as celery_signals
 from celery.exceptions import Ignore, Reject, Retry
 
 from omni_tasks.breaker import CircuitBreaker
@@ -25,20 +26,25 @@ from omni_tasks.core.model import Permit
 from omni_tasks.core.outcome import IGNORED, Outcome, Report, judge
 from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.errors import CircuitOpenError
+from omni_tasks.events import span_event
+from omni_tasks.fallback import Fallback
+from omni_tasks.guarded import failed_probe_behind, watching_probes
+from omni_tasks.integration.decision import Decision
+from omni_tasks.integration.held import HOLDS_HEADER, whole
 from omni_tasks.integration.install import init_app, integration_of
-from omni_tasks.integration.lot import TICKET_HEADER
+from omni_tasks.keyed import Key
 
 if TYPE_CHECKING:
     from celery import Celery
-    from celery.app.task import Context
 
-__all__ = ["PERMIT_KEY", "CircuitBreakerTask", "HeldError", "is_guarded", "report_of_attempt"]
-
-#: Where the gate puts the permit in the request's dictionary.
-PERMIT_KEY = "omni_permit"
+__all__ = ["CircuitBreakerTask", "HeldError", "is_guarded", "report_of_attempt"]
 
 #: The circuit that the task body running here probes, while the task may still be held again.
 _probing: ContextVar[CircuitBreakerConfig | None] = ContextVar("omni_tasks_probing", default=None)
+
+
+#: The request whose body runs here under its circuit.
+_guarding: ContextVar[object] = ContextVar("omni_tasks_guarding", default=None)
 
 
 class HeldError(Ignore):
@@ -50,16 +56,31 @@ class HeldError(Ignore):
     worker's side of the request turns it into a hold.
     """
 
-    def __init__(self, circuit: str, retry_after: float, failed: bool) -> None:  # noqa: FBT001 - pickled by position
+    def __init__(self, circuit: str, refusal: CircuitOpenError, failed: bool) -> None:  # noqa: FBT001 - pickled by position
         """
-        Ask to be held for the circuit of that key, for *retry_after* seconds.
+        Ask to be held for the circuit of that key.
 
-        *failed* says whether the body met its dependency and found it down.
+        *refusal* is what is told about it: the circuit's state, and how long it stays so.  *failed*
+        says whether the body met the dependency and found it down.
         """
-        super().__init__(circuit, retry_after, failed)
+        super().__init__(circuit, refusal, failed)
         self.circuit = circuit
-        self.retry_after = retry_after
+        self.refusal = refusal
         self.failed = failed
+
+
+class _MaxRetries:
+    """
+    ``max_retries`` of tasks whose classes name none: ``DEFAULT_MAX_RETRIES`` under a circuit, else Celery's own.
+
+    Read when a task needs it, so that settings may come late; not a property, so that a task's can be set.
+    """
+
+    def __get__(self, task: CircuitBreakerTask | None, _kind: type | None = None) -> int | None:
+        if task is None or task.circuit is None:
+            default: int | None = Task.max_retries
+            return default
+        return integration_of(task.app).settings.default_max_retries
 
 
 class CircuitBreakerTask(Task):
@@ -69,26 +90,61 @@ class CircuitBreakerTask(Task):
     Attributes:
         circuit: Key of the circuit that guards the task; ``None`` makes it a plain task.
 
+        circuit_key:
+            Which of the circuit's keys a task belongs to: text, a whole number, or a function of the task's
+            arguments, without ``self``.  Where it cannot be used the task belongs to the circuit itself.
+
+        circuit_fallback:
+            What the task answers where it would be held: a value, or a function called with the task's arguments
+            and ``reason``, the exception.  ``None``: it is held.
+
+        circuit_fallback_on: ``"failed"`` to also answer where the body ran and failed, instead of its retries.
+
         probe_failure:
             What becomes of a task that was let through as a probe and found the
             dependency still down: ``"hold"`` it again, or ``"raise"`` and leave
             it to the task's own retries.
+
+        max_hold: Seconds it may be held; 0 for ever, ``None`` for the application's ``omni_max_hold``.
+
+        on_hold_expired:
+            What becomes of it then: ``"fail"`` it with a ``HoldExpiredError``, or keep it as a
+            ``"dead_letter"`` that an operator can replay; ``None`` for ``omni_on_hold_expired``.
+
+        hold_key:
+            A text, or a function of the task's arguments that gives one: of held tasks with an equal
+            one the first waits, and the next are dropped (``REVOKED``).
+
+        good_probe: Whether it is cheap and tells the dependency's health well: such a task probes first.
     """
 
     abstract = True
     Request = "omni_tasks.integration.request:CircuitRequest"
 
     circuit: ClassVar[str | None] = None
+    circuit_key: ClassVar[Key] = None
+    circuit_fallback: ClassVar[object] = None
+    circuit_fallback_on: ClassVar[str] = "refused"
     probe_failure: ClassVar[str] = "hold"
+    max_hold: ClassVar[float | None] = None
+    on_hold_expired: ClassVar[str | None] = None
+    hold_key: ClassVar[str | Callable[..., object] | None] = None
+    good_probe: ClassVar[bool] = False
+    max_retries = _MaxRetries()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """
         Put the guard around ``run``, inside whatever Celery puts around it later (autoretry).
         """
         super().__init_subclass__(**kwargs)
+        for name in ("circuit_key", "circuit_fallback", "hold_key"):
+            # They are called with the task's arguments; read off an instance, a function would become a method.
+            if inspect.isfunction(cls.__dict__.get(name)):
+                setattr(cls, name, staticmethod(cls.__dict__[name]))
         run = inspect.getattr_static(cls, "run")
         if cls.circuit is not None and not hasattr(_function(run), "_omni_guarded"):
             cls.run = _guarded(run)
+            cls.retry = _held_or_retried(cls.retry)
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -97,19 +153,6 @@ class CircuitBreakerTask(Task):
         """
         super().on_bound(app)
         init_app(app)
-
-    def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """
-        Retry as Celery does, except in a probe that found the dependency down: that is held.
-
-        ``Task.retry`` publishes before it raises, so the guard would come too
-        late; the body's own exception goes on to it instead.
-        """
-        cause = kwargs.get("exc") or sys.exc_info()[1]
-        probed = _probing.get()
-        if probed and isinstance(cause, Exception) and judge(probed, cause).outcome is Outcome.FAILURE:
-            raise cause
-        return super().retry(*args, **kwargs)
 
 
 def is_guarded(task: Task) -> bool:
@@ -130,41 +173,103 @@ def _guarded(run: Any) -> Callable[..., Any]:
     @functools.wraps(function)
     def around(self: CircuitBreakerTask, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(function, self) if takes_self else function
-        if self.circuit is None:
-            # A subclass that has taken its parent's circuit away.
-            return call(*args, **kwargs)
-        manager = integration_of(self.app).manager
-        breaker = manager.get(self.circuit)
-        if not manager.enabled or not breaker.enabled or breaker.is_held:
-            # Held: a run() that calls super().run(), and the guard has done its work already.
-            return call(*args, **kwargs)
-        body = functools.partial(call, *args, **kwargs)
         request = self.request
-        if request.called_directly or request.is_eager:
-            return _run_here(breaker, body)
-        return _run_in_worker(self, breaker, *take_permit(request), body)
+        # The same request again: a run() that calls super().run(), and the guard has done its work already.
+        if self.circuit is None or _guarding.get() is request or not integration_of(self.app).manager.enabled:
+            return call(*args, **kwargs)
+        run = functools.partial(_run_guarded, self, functools.partial(call, *args, **kwargs), args, kwargs)
+        fallback = Fallback.of(self.circuit_fallback, self.circuit_fallback_on)
+        token = _guarding.set(request)
+        try:
+            return run() if fallback is None else _with_fallback(self, fallback, run, args, kwargs)
+        finally:
+            _guarding.reset(token)
 
     around._omni_guarded = True  # type: ignore[attr-defined] # noqa: SLF001 - a mark of our own
     return around
 
 
-def take_permit(request: Context) -> tuple[bool, Permit | None]:
+def _held_or_retried(retry: Callable[..., Any]) -> Callable[..., Any]:
     """
-    Take the gate's decision out of a request: whether there is one, and its permit.
+    Retry as Celery does, except in a probe that found the dependency down: that is held.
 
-    Celery gives a retry's message the headers of the run before: neither the
-    permit nor the ticket that paid for this start may pay for the next.
+    ``Task.retry`` publishes before it raises, so the guard would come too late;
+    the body's own exception goes on to it instead.
     """
-    fields = request.__dict__.pop(PERMIT_KEY, None)
-    for key in (PERMIT_KEY, TICKET_HEADER):
-        if isinstance(request.headers, dict):
-            request.headers.pop(key, None)
-    return fields is not None, Permit(*fields) if fields else None
+
+    @functools.wraps(retry)
+    def around(self: CircuitBreakerTask, *args: Any, **kwargs: Any) -> Any:
+        cause = kwargs.get("exc") or sys.exc_info()[1]
+        if isinstance(cause, Exception):
+            probed = _probing.get()
+            if probed and judge(probed, cause).outcome is Outcome.FAILURE:
+                raise cause
+            if self.probe_failure == "hold" and failed_probe_behind(cause):
+                raise cause
+        return retry(self, *args, **kwargs)
+
+    return around
+
+
+def _run_guarded(
+    task: CircuitBreakerTask, body: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    integration, request = integration_of(task.app), task.request
+    here = request.called_directly or request.is_eager
+    decision = None if here else Decision.take(request)
+    if decision is not None:
+        breaker: CircuitBreaker | None = integration.manager.get(decision.circuit)
+    else:
+        breaker = integration.breaker_of(task, args, kwargs)
+    if breaker is None or (decision is None and breaker.is_held):
+        return body()
+    if here:
+        return _run_here(breaker, body)
+    if decision is not None and decision.refusal is not None:
+        raise HeldError(breaker.key, decision.refusal, failed=False) from decision.refusal
+    if decision is None:
+        # The gate could not decide; it let the message through rather than stop the worker.
+        breaker, admission = breaker.ask()
+        if admission.refused:
+            refusal = breaker.refusal(admission)
+            raise HeldError(breaker.key, refusal, failed=False) from refusal
+        return _run_in_worker(task, breaker, admission.permit, body)
+    # The gate has asked, before this task had a span.
+    probe = decision.permit is not None and decision.permit.probe
+    holds = whole(getattr(task.request, HOLDS_HEADER, 0))
+    span_event("circuit.admitted", circuit=breaker.key, probe=probe, holds=holds)
+    return _run_in_worker(task, breaker, decision.permit, body)
+
+
+def _with_fallback(
+    task: CircuitBreakerTask,
+    fallback: Fallback,
+    run: Callable[[], Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    try:
+        return run()
+    except HeldError as held:
+        reason = held.__cause__ or held
+        return fallback.give(reason, args, kwargs)
+    except CircuitOpenError as refusal:
+        return fallback.give(refusal, args, kwargs)
+    except Exception as error:
+        breaker = integration_of(task.app).breaker_of(task, args, kwargs)
+        # Celery's own: a retry is on its way already, the others are the body's word.
+        its_own = isinstance(error, (Retry, Ignore, Reject))
+        if breaker is None or its_own or not fallback.covers(breaker.config, error):
+            raise
+        return fallback.give(error, args, kwargs)
 
 
 def _run_here(breaker: CircuitBreaker, body: Callable[[], Any]) -> Any:
     # A direct or eager call: nobody is there to hold it, so a refusal is its caller's CircuitOpenError.
-    permit = breaker.admit()
+    breaker, admission = breaker.ask()
+    if admission.refused:
+        raise breaker.refusal(admission)
+    permit = admission.permit
     started = time.monotonic()
     try:
         with breaker.holding():
@@ -179,39 +284,65 @@ def _run_here(breaker: CircuitBreaker, body: Callable[[], Any]) -> Any:
 
 
 def _run_in_worker(
-    task: CircuitBreakerTask,
-    breaker: CircuitBreaker,
-    decided: bool,  # noqa: FBT001 - goes with the permit, as take_permit() returns them
-    permit: Permit | None,
-    body: Callable[[], Any],
+    task: CircuitBreakerTask, breaker: CircuitBreaker, permit: Permit | None, body: Callable[[], Any]
 ) -> Any:
-    if not decided:
-        # The gate could not decide; it let the message through rather than stop the worker.
-        admission = breaker.acquire()
-        if admission.refused:
-            raise HeldError(breaker.key, admission.retry_after_ms / 1000, failed=False)
-        permit = admission.permit
     hold_probe = permit is not None and permit.probe and task.probe_failure == "hold"
     token = _probing.set(breaker.config if hold_probe else None)
     started = time.monotonic()
     try:
-        with breaker.holding():
-            result = body()
+        with breaker.holding(), watching_probes():
+            try:
+                result = body()
+            except Exception as error:
+                elsewhere = _hold_elsewhere(task, error)
+                if elsewhere is None:
+                    raise
+                # What ended it came from another dependency, so it says nothing about this one.
+                _settle(breaker, permit, IGNORED)
+                span_event("circuit.held", circuit=elsewhere.circuit)
+                raise elsewhere from error
+    except HeldError:
+        raise
     except BaseException as error:
         report = report_of_attempt(breaker.config, error, started=started)
         open_for = _settle(breaker, permit, report) if report else 0.0
         if hold_probe and report and report.outcome is Outcome.FAILURE:
-            raise HeldError(breaker.key, open_for or breaker.config.recovery_timeout, failed=True) from error
-        if isinstance(error, CircuitOpenError):
-            # The body met another circuit that refuses: nothing ran there either.
-            other = integration_of(task.app).manager.find(error.circuit)
-            if other is not None:
-                raise HeldError(other.key, error.retry_after, failed=False) from error
+            span_event("circuit.held", circuit=breaker.key)
+            raise HeldError(breaker.key, _still_down(breaker, open_for), failed=True) from error
         raise
     finally:
         _probing.reset(token)
     _settle(breaker, permit, judge(breaker.config, None, result, duration=time.monotonic() - started))
     return result
+
+
+def _hold_elsewhere(task: CircuitBreakerTask, error: Exception) -> HeldError | None:
+    """
+    Hold a task whose body has met another circuit: one that refused it, or that took it as its probe.
+    """
+    manager = integration_of(task.app).manager
+    if isinstance(error, CircuitOpenError):
+        other = manager.find(error.circuit)
+        # Made anew: a class of the application's own might not survive the way to the parent.
+        refusal = CircuitOpenError(error.circuit, error.state, error.retry_after)
+        return HeldError(other.key, refusal, failed=False) if other else None
+    failed = failed_probe_behind(error) if task.probe_failure == "hold" else None
+    if failed is None or manager.find(failed.breaker.key) is None:
+        return None
+    return HeldError(failed.breaker.key, _still_down(failed.breaker, failed.open_for), failed=True)
+
+
+def _still_down(breaker: CircuitBreaker, open_for: float) -> CircuitOpenError:
+    return CircuitOpenError(breaker.config.name, "open", open_for or breaker.config.recovery_timeout)
+
+
+@celery_signals.task_postrun.connect(weak=False)
+def _settle_unused(task: Task, **_kwargs: Any) -> None:
+    # A run that ended before its body, in before_start() or with wrong arguments: the guard has not seen it.
+    if isinstance(task, CircuitBreakerTask) and task.circuit is not None:
+        decision = Decision.take(task.request)
+        if decision is not None:
+            _settle(integration_of(task.app).manager.get(decision.circuit), decision.permit, IGNORED)
 
 
 def report_of_attempt(

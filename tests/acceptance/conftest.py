@@ -17,9 +17,10 @@ from celery import Celery
 from omni_tasks import CircuitBreaker, CircuitBreakerConfig, get_lot, init_app
 from omni_tasks.breaker import open_store
 from omni_tasks.embedded import EmbeddedServer, start_server
-from omni_tasks.integration.lot import Lot
+from omni_tasks.integration.held import Parking
 from tests.support.dependency import Dependency
 from tests.support.eventually import eventually
+from tests.support.rabbitmq import AMQP_URL, channel_to
 from tests.support.worker import Worker
 
 
@@ -34,6 +35,10 @@ class Stage:
     folder: Path
     dependency: Dependency
     circuit: dict[str, Any]
+    broker_url: str = ""
+    parking: str = "broker"
+    queue: str = "celery"
+    transport: dict[str, Any] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
 
@@ -42,10 +47,15 @@ class Stage:
         What a worker of this stage is started with.
         """
         return {
-            "TEST_BROKER_URL": self.server.url,
+            "TEST_BROKER_URL": self.broker_url or self.server.url,
+            "TEST_RESULT_BACKEND": self.server.url,
+            "TEST_QUEUE": self.queue,
+            "TEST_TRANSPORT_OPTIONS": json.dumps(self.transport),
+            "OMNI_PARKING": self.parking,
+            "OMNI_REDIS_URL": self.server.url,
             "TEST_FOLDER": str(self.folder),
             "OMNI_KEY_PREFIX": self.prefix,
-            "OMNI_CIRCUITS": json.dumps({"dep": self.circuit}),
+            "OMNI_CIRCUITS": json.dumps({"dep": self.circuit, "outer": {"failure_threshold": 1000}}),
         }
 
     def worker(self, **options: Any) -> Worker:
@@ -66,7 +76,7 @@ class Stage:
         return CircuitBreaker(config, store=open_store(self.server.url, prefix=self.prefix))
 
     @property
-    def lot(self) -> Lot:
+    def lot(self) -> Parking:
         """
         The held tasks.
         """
@@ -77,8 +87,11 @@ class Stage:
         """
         A client's application.
         """
-        app = Celery("client", broker=self.server.url, backend=self.server.url, set_as_current=False)
-        init_app(app, key_prefix=self.prefix, circuits={"dep": self.circuit})
+        broker = self.broker_url or self.server.url
+        app = Celery("client", broker=broker, backend=self.server.url, set_as_current=False)
+        app.conf.update(task_default_queue=self.queue, broker_transport_options=self.transport)
+        options = {"redis_url": self.server.url, "parking": self.parking}
+        init_app(app, key_prefix=self.prefix, circuits={"dep": self.circuit}, **options)
         return app
 
     def trip(self) -> None:
@@ -88,6 +101,13 @@ class Stage:
         self.dependency.set(up=False)
         self.send("plain", self.circuit["failure_threshold"])
         eventually(lambda: self.breaker.state == "open", within=20, what="circuit open")
+
+    def told(self) -> str:
+        """
+        Which error a ``link_error`` was told of; empty while none was.
+        """
+        note = self.folder / "told"
+        return note.read_text() if note.exists() else ""
 
     def held(self) -> int:
         """
@@ -111,20 +131,33 @@ def stage(tmp_path: Path, key_prefix: str) -> Iterator[Callable[..., Stage]]:
     """
     stages: list[Stage] = []
 
-    def make(**circuit: Any) -> Stage:
+    def make(broker_url: str = "", parking: str = "broker", **circuit: Any) -> Stage:
         server = start_server(data_dir=tmp_path)
         dependency = Dependency(tmp_path)
         dependency.set(up=True)
         options = {"failure_threshold": 3, "recovery_timeout": 1.0, "probe_lease": 5.0, **circuit}
-        stages.append(Stage(server, key_prefix, tmp_path, dependency, options))
-        return stages[-1]
+        # Only the server of a stage is its own: on a broker that others use, so must the queue's name be.
+        queue = f"{key_prefix}-celery" if broker_url else "celery"
+        made = Stage(server, key_prefix, tmp_path, dependency, options, broker_url, parking, queue)
+        if broker_url == "filesystem://":
+            (tmp_path / "queues").mkdir()
+            folders = ("data_folder_in", "data_folder_out", "control_folder")
+            made.transport = dict.fromkeys(folders, str(tmp_path / "queues"))
+        stages.append(made)
+        return made
 
     yield make
     for made in stages:
         # A result unsubscribes when it is collected, with many retries where its server is gone.
         for result in made.results:
             made.app.backend.remove_pending_result(result)
+        # Nor may one unsubscribe when it is collected: Celery before 5.6 tries for minutes where its server is gone.
+        made.app.backend.result_consumer._pubsub = None
         made.app.close()
         for worker in made.workers:
             worker.stop()
         made.server.stop()
+        if made.broker_url == AMQP_URL:
+            with channel_to(AMQP_URL) as channel:
+                channel.queue_delete(made.queue)
+                channel.queue_delete(f"{key_prefix}:held:dep")

@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import openai
 import pytest
 
+from demo import faults
+from demo.calls import Mode
 from tests.support.eventually import eventually
+from tests.support.provider import RunningProvider
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,73 +28,52 @@ pytestmark = pytest.mark.acceptance
 MESSAGES: list[Any] = [{"role": "user", "content": "Why the sea is salty"}]
 
 
-class RunningProvider:
+class Client(RunningProvider):
     """
-    A provider in a process of its own, as seen by its clients.
+    A provider, and the SDK to ask it with.
     """
 
     def __init__(self) -> None:
         """
-        Start it on a port of the kernel's choice.
+        Start it.
         """
-        command = [sys.executable, "-m", "demo.provider", "--port", "0", "--latency", "0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline().rpartition(":")[2])
-        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=10)
+        super().__init__()
         self.openai = openai.OpenAI(
-            base_url=f"http://127.0.0.1:{self.port}/v1",
+            base_url=self.url,
             api_key="demo",
             max_retries=0,
             timeout=0.5,
             http_client=httpx2.Client(trust_env=False),
         )
 
-    def switch(self, **wanted: object) -> httpx2.Response:
-        """
-        Change its mode, latency or announced wait.
-        """
-        return self.http.post("/control", json=wanted)
-
-    def ask(self, trace_id: str = "t") -> str:
+    def ask(self, trace_id: str = "t", system: str | None = None) -> str:
         """
         Ask for an article as a worker does, through the SDK.
         """
+        messages: list[Any] = [{"role": "system", "content": system}] if system else []
         answer = self.openai.chat.completions.create(
-            model="m", messages=MESSAGES, extra_headers={"X-Trace-Id": trace_id}
+            model="m", messages=[*messages, *MESSAGES], extra_headers={"X-Trace-Id": trace_id}
         )
         return answer.choices[0].message.content or ""
-
-    def calls(self, since: int = 0) -> list[dict[str, Any]]:
-        """
-        Read its ledger.
-        """
-        calls: list[dict[str, Any]] = self.http.get("/ledger", params={"since": since}).json()["calls"]
-        return calls
 
     def close(self) -> None:
         """
         End it.
         """
-        self.http.close()
         self.openai.close()
-        self.process.terminate()
-        self.process.wait(10)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        super().close()
 
 
 @pytest.fixture
-def provider() -> Iterator[RunningProvider]:
+def provider() -> Iterator[Client]:
     """
     A healthy provider without latency.
     """
-    running = RunningProvider()
-    yield running
-    running.close()
+    with Client() as running:
+        yield running
 
 
-def test_a_healthy_provider_writes_an_article(provider: RunningProvider) -> None:
+def test_a_healthy_provider_writes_an_article(provider: Client) -> None:
     """
     The openai SDK gets an article with the prompt as its title, the same one each time.
     """
@@ -102,7 +83,56 @@ def test_a_healthy_provider_writes_an_article(provider: RunningProvider) -> None
     assert provider.ask() == text
 
 
-def test_the_ledger_has_every_call_with_its_trace(provider: RunningProvider) -> None:
+def test_other_instructions_give_another_article(provider: Client) -> None:
+    """
+    The text depends on everything that the model is told, as a variation needs it.
+    """
+    assert provider.ask(system="one") == provider.ask(system="one") != provider.ask(system="two")
+
+
+@pytest.fixture(scope="module")
+def lasting() -> Iterator[Client]:
+    """
+    One provider for many short tests.
+    """
+    with Client() as running:
+        yield running
+
+
+@pytest.mark.parametrize("mode", [mode for mode in Mode if mode is not Mode.OK])
+def test_every_mode_can_be_switched_on_and_off(lasting: Client, mode: Mode) -> None:
+    """
+    A call meets the mode that was switched on, and the next one after it a provider that is well.
+    """
+    provider, before = lasting, lasting.health()["calls"]
+    provider.switch(mode=mode)
+    question = {"model": "m", "messages": MESSAGES}
+    # Only the beginning is read: some modes have no end.
+    with (
+        suppress(httpx2.TransportError),
+        provider.http.stream("POST", "/v1/chat/completions", json=question, timeout=0.3) as answer,
+    ):
+        next(answer.iter_raw(), b"")
+    provider.switch(mode="ok")
+    assert provider.ask()
+    ill, well = provider.calls(since=before)
+    assert (ill["mode"], well["mode"], well["answered"]) == (mode, "ok", 200)
+    assert ill["answered"] == (faults.STATUS[mode][0] if mode in faults.STATUS else mode)
+
+
+def test_a_health_check_meets_the_mode_and_is_no_call(provider: Client) -> None:
+    """
+    The list of models fails as calls do, and is counted apart.
+    """
+    assert "demo" in [model.id for model in provider.openai.models.list()]
+    provider.switch(mode="error503")
+    with pytest.raises(openai.InternalServerError):
+        provider.openai.models.list()
+    assert provider.calls() == []
+    assert provider.health()["checks"] == 2
+
+
+def test_the_ledger_has_every_call_with_its_trace(provider: Client) -> None:
     """
     Each call is in the ledger in order of arrival: trace id, mode, answer, two clocks.
     """
@@ -117,7 +147,7 @@ def test_the_ledger_has_every_call_with_its_trace(provider: RunningProvider) -> 
     assert [call["trace_id"] for call in provider.calls(since=2)] == ["trace-2"]
 
 
-def test_error500(provider: RunningProvider) -> None:
+def test_error500(provider: Client) -> None:
     """
     In mode error500 the SDK raises InternalServerError.
     """
@@ -127,7 +157,7 @@ def test_error500(provider: RunningProvider) -> None:
     assert provider.calls()[-1]["answered"] == 500
 
 
-def test_rate_limit_announces_its_wait(provider: RunningProvider) -> None:
+def test_rate_limit_announces_its_wait(provider: Client) -> None:
     """
     In mode rate_limit the answer is 429 with Retry-After in whole seconds, rounded up.
     """
@@ -138,7 +168,7 @@ def test_rate_limit_announces_its_wait(provider: RunningProvider) -> None:
     assert provider.calls()[-1]["answered"] == 429
 
 
-def test_hang_answers_nothing(provider: RunningProvider) -> None:
+def test_hang_answers_nothing(provider: Client) -> None:
     """
     In mode hang the client times out; the ledger has the call as it arrived.
     """
@@ -149,7 +179,7 @@ def test_hang_answers_nothing(provider: RunningProvider) -> None:
     assert provider.calls()[-1]["answered"] == "hang"
 
 
-def test_reset_is_a_real_tcp_reset(provider: RunningProvider) -> None:
+def test_reset_is_a_real_tcp_reset(provider: Client) -> None:
     """
     In mode reset the peer's kernel reports ECONNRESET, not an orderly end.
     """
@@ -163,7 +193,7 @@ def test_reset_is_a_real_tcp_reset(provider: RunningProvider) -> None:
     assert [call["answered"] for call in provider.calls()] == ["reset", "reset"]
 
 
-def test_a_healed_provider_answers_again(provider: RunningProvider) -> None:
+def test_a_healed_provider_answers_again(provider: Client) -> None:
     """
     After any failure mode, switching back to ok makes the next call succeed.
     """
@@ -175,7 +205,7 @@ def test_a_healed_provider_answers_again(provider: RunningProvider) -> None:
         assert provider.ask()
 
 
-def test_the_mode_on_arrival_decides(provider: RunningProvider) -> None:
+def test_the_mode_on_arrival_decides(provider: Client) -> None:
     """
     A call that arrived while the provider was well is answered, although it falls ill meanwhile.
     """
@@ -189,7 +219,7 @@ def test_the_mode_on_arrival_decides(provider: RunningProvider) -> None:
     assert texts
 
 
-def test_a_caller_that_leaves_early_has_no_article(provider: RunningProvider) -> None:
+def test_a_caller_that_leaves_early_has_no_article(provider: Client) -> None:
     """
     A call whose caller gave up before the answer is not counted as completed.
     """
@@ -203,13 +233,13 @@ def test_a_caller_that_leaves_early_has_no_article(provider: RunningProvider) ->
 @pytest.mark.parametrize(
     ("wanted", "named"),
     [
-        ({"mode": "sulk"}, "mode='sulk' must be one of ok, error500"),
+        ({"mode": "sulk"}, "mode='sulk' must be one of ok, error400"),
         ({"latency": -1}, "latency=-1 must be a number of seconds from 0 to 3600"),
         ({"retry_after": "soon"}, "retry_after='soon' must be a number of seconds"),
         ({"colour": "red"}, "must be an object with any of mode, latency, retry_after"),
     ],
 )
-def test_a_wrong_order_is_refused_by_name(provider: RunningProvider, wanted: dict[str, object], named: str) -> None:
+def test_a_wrong_order_is_refused_by_name(provider: Client, wanted: dict[str, object], named: str) -> None:
     """
     A wrong /control request is answered 400 with the option, the value, what is allowed; nothing changes.
     """
@@ -219,14 +249,14 @@ def test_a_wrong_order_is_refused_by_name(provider: RunningProvider, wanted: dic
     assert provider.http.get("/healthz").json()["mode"] == "ok"
 
 
-def test_a_body_that_is_no_chat_is_the_callers_fault(provider: RunningProvider) -> None:
+def test_a_body_that_is_no_chat_is_the_callers_fault(provider: Client) -> None:
     """
     A request without messages is answered 400, as the real providers do.
     """
     assert provider.http.post("/v1/chat/completions", json={"model": "m"}).status_code == 400
 
 
-def test_it_ends_when_told_although_callers_hang(provider: RunningProvider) -> None:
+def test_it_ends_when_told_although_callers_hang(provider: Client) -> None:
     """
     SIGTERM ends the process within a few seconds, also with a call that hangs.
     """

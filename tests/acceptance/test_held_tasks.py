@@ -73,10 +73,19 @@ def test_a_probe_that_hangs_into_its_hard_limit_is_held_again(stage: Callable[..
     assert play.breaker.state == "closed"
 
 
-def test_refusals_leak_no_slot(stage: Callable[..., Stage]) -> None:
+@pytest.mark.parametrize(
+    "pool",
+    [
+        "prefork",
+        pytest.param("solo", marks=pytest.mark.soak),
+        pytest.param("threads", marks=pytest.mark.soak),
+        pytest.param("gevent", marks=pytest.mark.soak),
+    ],
+)
+def test_refusals_leak_no_slot(stage: Callable[..., Stage], pool: str) -> None:
     """A hundred held tasks leave both slots of a small worker free for a task of no circuit."""
-    play = stage(recovery_timeout=30.0)
-    play.worker(concurrency=2)
+    play = stage(recovery_timeout=60.0)
+    play.worker(pool=pool, concurrency=2)
     play.trip()
     play.send("plain", 100)
     eventually(lambda: play.held() == 100, within=20, what="all held")
@@ -111,6 +120,8 @@ def test_a_held_task_is_visible(stage: Callable[..., Stage]) -> None:
     eventually(lambda: result.state == "RETRY", within=10, what="RETRY")
     assert result.result.circuit == "dep"
     assert 0 < result.result.retry_after <= 30.0
+    # It is told before it is parked, or another worker might run it first.
+    eventually(lambda: play.lot.list("dep") != [], within=10, what="it to be parked")
     [held] = play.lot.list("dep")
     assert (held.task_id, held.name, held.holds) == (result.id, "tests.support.app.plain", 1)
     [circuits] = play.app.control.inspect(timeout=5)._request("circuits").values()
@@ -127,6 +138,8 @@ def test_every_pool_holds_and_returns(stage: Callable[..., Stage], pool: str) ->
     eventually(lambda: play.breaker.get_metrics().circuit_open_count >= 2, within=20, what="probed in vain")
     play.dependency.set(up=True)
     assert [result.get(timeout=30)["retries"] for result in results] == [0] * 20
+    # A busy process's last success is told a moment later.
+    eventually(lambda: play.breaker.get_metrics().outstanding_requests == 0, within=2, what="all have reported")
     metrics = play.breaker.get_metrics()
     # Three that tripped it, a failed probe per further opening, twenty that ran.
     assert len(play.dependency.calls()) == 3 + (metrics.circuit_open_count - 1) + 20

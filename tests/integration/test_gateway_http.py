@@ -4,13 +4,17 @@ The gateways against a real HTTP server: what each answer becomes, and what a ci
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
+import signal
 import socket
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from omni_tasks import CircuitOpenError, CircuitState, get_circuit_breaker_manager
 from omni_tasks.gateways import (
@@ -66,7 +70,7 @@ def circuit(monkeypatch: pytest.MonkeyPatch) -> Iterator[CircuitBreaker]:
         monkeypatch.delenv(name, raising=False)
     manager = get_circuit_breaker_manager()
     manager.reset_all()
-    yield manager.get("ai_providers")
+    yield manager.get("ai_providers:openai")
     manager.reset_all()
 
 
@@ -80,6 +84,7 @@ def refusal(code: str = "some_code", kind: str = "some_type") -> bytes:
 GOOD = chat_completion()
 HTML = "text/html; charset=utf-8"
 WAIT = {"Retry-After": "20", "x-request-id": "req_1"}
+PACKED, PACKING = gzip.compress(b"{}"), {"Content-Encoding": "gzip"}
 
 
 class Case(NamedTuple):
@@ -114,8 +119,8 @@ TABLE = [
     Case("200 no room", Reply(200, chat_completion("", finish_reason="length")), ProviderRejected, None),
     Case("301", Reply(301, b"", {"Location": "http://127.0.0.1:1/"}), ProviderBadResponse, None),
     Case("400", Reply(400, refusal()), ProviderRejected, None),
-    Case("401", Reply(401, refusal("invalid_api_key")), ProviderAuthError, None),
-    Case("402", Reply(402, refusal()), ProviderQuotaExhausted, None),
+    Case("401", Reply(401, refusal("invalid_api_key")), ProviderAuthError, 3600.0),
+    Case("402", Reply(402, refusal()), ProviderQuotaExhausted, 3600.0),
     Case("403", Reply(403, refusal()), ProviderRejected, None),
     Case("404", Reply(404, refusal("model_not_found")), ProviderRejected, None),
     Case("408", Reply(408, refusal()), ProviderUnavailable, None),
@@ -123,8 +128,11 @@ TABLE = [
     Case("413", Reply(413, b"<html>", content_type=HTML), ProviderRejected, None),
     Case("422", Reply(422, refusal()), ProviderRejected, None),
     Case("429 rate", Reply(429, refusal("rate_limit_exceeded"), WAIT), ProviderRateLimited, 20.0),
-    Case("429 quota", Reply(429, refusal("insufficient_quota")), ProviderQuotaExhausted, None),
-    Case("429 quota type", Reply(429, refusal("x", "insufficient_quota")), ProviderQuotaExhausted, None),
+    Case("429 quota", Reply(429, refusal("insufficient_quota")), ProviderQuotaExhausted, 3600.0),
+    Case("429 quota type", Reply(429, refusal("x", "insufficient_quota")), ProviderQuotaExhausted, 3600.0),
+    Case("429 odd code", Reply(429, b'{"error": {"code": ["x"], "type": {"a": 1}}}', WAIT), ProviderRateLimited, 20.0),
+    Case("429 packed", Reply(429, PACKED, {**PACKING, "Retry-After": "20"}), ProviderRateLimited, 20.0),
+    Case("400 packed", Reply(400, PACKED, PACKING), ProviderRejected, None),
     Case("429 bare", Reply(429, b""), ProviderRateLimited, None),
     Case("500", Reply(500, refusal()), ProviderUnavailable, None),
     Case("502 html", Reply(502, b"<html>", content_type=HTML), ProviderUnavailable, None),
@@ -149,13 +157,41 @@ def test_what_an_answer_becomes(server: HttpServer, config: GatewayConfig, circu
     error = caught.value
     assert type(error) is case.kind
     assert error.provider == "openai"
-    assert error.status == (None if reply.fault or "Content-Encoding" in reply.headers else reply.status)
+    unread = reply.fault or (reply.status == 200 and "Content-Encoding" in reply.headers)
+    assert error.status == (None if unread else reply.status)
     assert error.retry_after == case.wait
     assert error.request_id == ("req_1" if reply.headers is WAIT else None)
     assert len(server.requests) == 1
     metrics = circuit.get_metrics()
     assert metrics.failed_requests == (0 if case.kind is ProviderRejected else 1)
     assert_no_secret(error)
+
+
+ODD_EVENTS = [
+    pytest.param("chat", b'data: {"error": {"code": ["x"], "type": {"a": 1}}}\n\n', id="chat"),
+    pytest.param("responses", b'event: error\ndata: {"type": "error", "code": ["x"]}\n\n', id="responses"),
+]
+
+
+@pytest.mark.parametrize(("api", "event"), ODD_EVENTS)
+def test_an_error_event_with_an_odd_code(
+    server: HttpServer, config: GatewayConfig, api: Literal["chat", "responses"], event: bytes
+) -> None:
+    """
+    A code that is no text is no code: the provider has failed, and the request does not come along as the cause.
+    """
+    server.reply = Reply(200, event, content_type="text/event-stream")
+    with pytest.raises(ProviderUnavailable) as caught:
+        generate_article_openai(replace(config, api=api, stream=True), PROMPT)
+    assert_no_secret(caught.value)
+
+
+def test_half_a_character(server: HttpServer, config: GatewayConfig) -> None:
+    """
+    An article can be written to a file: two halves of a character make one, half of one becomes a question mark.
+    """
+    server.reply = Reply(200, chat_completion("a \ud83d\ude00 b \ud83d"))
+    assert generate_article_openai(config, PROMPT).text == "a \U0001f600 b \ufffd"
 
 
 def assert_no_secret(error: ProviderError) -> None:
@@ -194,6 +230,27 @@ def test_the_wall_deadline(server: HttpServer, reply: Reply) -> None:
         generate_article_openai(config, PROMPT)
     assert 0.6 <= time.monotonic() - start <= 0.6 + MARGIN
     assert_no_secret(caught.value)
+
+
+def test_a_soft_time_limit_is_not_the_connections_fault(server: HttpServer, config: GatewayConfig) -> None:
+    """
+    Celery's soft time limit leaves the call as itself, not as a broken connection, and brings no request along.
+    """
+    server.reply = Reply(fault="hang")
+
+    def strike(_number: int, _frame: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    before = signal.signal(signal.SIGALRM, strike)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    try:
+        with pytest.raises(SoftTimeLimitExceeded) as caught:
+            generate_article_openai(config, PROMPT)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
 
 
 def test_an_article(server: HttpServer, config: GatewayConfig) -> None:

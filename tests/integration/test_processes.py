@@ -214,6 +214,53 @@ def test_a_late_success_does_not_close(spawn: Spawn, dependency: Dependency) -> 
     assert (slow.ask("call"), peer.ask("call")) == ("refused", "refused")
 
 
+def test_a_late_failure_does_not_extend(spawn: Spawn, dependency: Dependency) -> None:
+    """
+    A call that began before the trip and fails after it leaves the wait as it was.
+    """
+    slow, peer = spawn(2, recovery_timeout=60.0)
+    slow.tell("fail_late")
+    eventually(lambda: peer.ask("metrics").outstanding_requests == 1, within=5, what="the slow call to begin")
+    _trip(peer, dependency)
+    before = peer.ask("metrics")
+    slow.release()
+    assert slow.answer() == "failed"
+    after = peer.ask("metrics")
+    assert after.failed_requests == before.failed_requests + 1
+    assert (after.state, after.circuit_open_count, after.last_state_change) == ("open", 1, before.last_state_change)
+    assert after.retry_after <= before.retry_after
+
+
+def test_a_neutral_probe_gives_its_turn_to_another_process(spawn: Spawn, dependency: Dependency) -> None:
+    """
+    A probe that ends without a word about the dependency changes nothing; the next process probes.
+    """
+    first, second = spawn(2)
+    _trip(first, dependency)
+    _await_probe(first)
+    assert first.ask("say_nothing") == "refused"
+    assert first.ask("metrics").state == "half_open"
+    assert second.ask("call") == "ok"
+    assert second.ask("metrics").state == "closed"
+
+
+def test_after_a_failed_probe_every_process_waits_in_full(spawn: Spawn, dependency: Dependency) -> None:
+    """
+    A reopened circuit refuses every process for the whole recovery timeout again.
+    """
+    peers = spawn(4)
+    _trip(peers[0], dependency)
+    dependency.set(up=False)
+    _await_probe(peers[0])
+    before = time.monotonic()
+    assert peers[0].ask("call") == "failed"
+    dependency.set(up=True)
+    while (outcomes := [peer.ask("call") for peer in peers]) == ["refused"] * 4:
+        pass
+    assert time.monotonic() - before >= RECOVERY
+    assert "ok" in outcomes
+
+
 def test_the_operators_word_is_heard_at_once(spawn: Spawn) -> None:
     """
     From the moment it was said, the next call of every process follows it; lifting it works the same way.

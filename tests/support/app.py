@@ -4,21 +4,30 @@ The application of the acceptance tests; configured by the environment of its pr
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, Task
-from kombu.transport.virtual import Message
+from celery.exceptions import Ignore, Reject
+from kombu import Queue  # type: ignore[attr-defined] # it is lazy
 
-from omni_tasks import CircuitBreakerTask, init_app
+from omni_tasks import CircuitBreakerTask, get_circuit_breaker_manager, init_app
+from omni_tasks.integration.holding import HoldingQueues
 from omni_tasks.integration.lot import Lot
+from omni_tasks.integration.request import CircuitRequest
+from omni_tasks.integration.store_lot import StoreLot
+from omni_tasks.observe.state import MonitorState
 from tests.support.dependency import Dependency, DependencyDownError
+from tests.support.rabbitmq import quorum_options
 
 app = Celery("acceptance")
 app.conf.update(
+    task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
     broker_url=os.environ["TEST_BROKER_URL"],
     result_backend=os.environ.get("TEST_RESULT_BACKEND", os.environ["TEST_BROKER_URL"]),
     broker_transport_options={
@@ -26,6 +35,7 @@ app.conf.update(
         # kombu looks for abandoned messages every 100 s; a test cannot wait that long.
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
+        **json.loads(os.environ.get("TEST_TRANSPORT_OPTIONS", "{}")),
     },
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=int(os.environ.get("TEST_PREFETCH", "4")),
@@ -33,6 +43,10 @@ app.conf.update(
     task_send_sent_event=True,
     worker_hijack_root_logger=True,
 )
+if "TEST_QUORUM" in os.environ:
+    app.conf.update(quorum_options(os.environ["TEST_QUEUE"]))
+if "TEST_DEDICATED" in os.environ:
+    app.conf.task_queues = [Queue("celery"), Queue("dedicated")]
 init_app(app)
 dependency = Dependency(Path(os.environ["TEST_FOLDER"]))
 
@@ -90,6 +104,142 @@ def poison(self: Task) -> None:
     raise ValueError(self.request.id)
 
 
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0, max_hold=2, on_hold_expired="dead_letter")
+def kept(self: Task) -> str:
+    """Call the dependency; kept as a dead letter when it has been held for two seconds."""
+    dependency.call(self.request.id)
+    return str(self.request.id)
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0)
+def add(self: Task, x: int, y: int) -> int:
+    """Call the dependency and add two numbers."""
+    dependency.call(self.request.id)
+    return x + y
+
+
+@app.task
+def plain_add(x: int, y: int) -> int:
+    """Add two numbers; no circuit."""
+    return x + y
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0)
+def total(self: Task, numbers: list[int]) -> int:
+    """Call the dependency and add up."""
+    dependency.call(self.request.id)
+    return sum(numbers)
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0)
+def become(self: Task, depth: int) -> int:
+    """Call the dependency, then be replaced: by itself, and in the end by a chain."""
+    dependency.call(self.request.id)
+    if depth:
+        return int(self.replace(become.s(depth - 1)))
+    return int(self.replace(add.s(1, 2) | add.s(3)))
+
+
+@app.task
+def note(_request: Any, error: Any, _traceback: Any) -> None:
+    """Be told of a failure."""
+    (dependency.folder / "told").write_text(type(error).__name__)
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0, hold_key=lambda city: city)
+def refresh(self: Task, city: str) -> str:
+    """Call the dependency; one for each city is enough."""
+    dependency.call(self.request.id)
+    return city
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=0, good_probe=True)
+def cheap(self: Task) -> str:
+    """Call the dependency; a good probe."""
+    dependency.call(self.request.id)
+    return str(self.request.id)
+
+
+class EndingTask(CircuitBreakerTask):
+    """
+    A task that may fail before its body.
+    """
+
+    abstract = True
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:  # noqa: ARG002 - Celery's own signature
+        """
+        Fail where the test wants it.
+        """
+        if list(args) == ["before_start"]:
+            raise ValueError(task_id)
+
+
+@app.task(base=EndingTask, circuit="dep", bind=True, max_retries=1)
+def ending(self: Task, how: str) -> str:
+    """End in the way that the test names."""
+    if how == "retry" and self.request.retries == 0:
+        raise self.retry(exc=DependencyDownError(how), countdown=0)
+    if how == "lost":
+        os._exit(3)
+    if how in ENDINGS:
+        raise ENDINGS[how]
+    if how in {"soft", "hard", "terminate"}:
+        time.sleep(60)
+    return how
+
+
+ENDINGS: dict[str, BaseException] = {
+    "exception": DependencyDownError("exception"),
+    "ignore": Ignore(),
+    "reject": Reject("rejected", requeue=False),
+    "exit": SystemExit(3),
+}
+
+
+@app.task(base=CircuitBreakerTask, circuit="outer", bind=True, max_retries=0)
+def nested(self: Task, seconds: float = 0.0) -> int:
+    """Call the dependency through its own circuit, inside a task of another."""
+    manager = get_circuit_breaker_manager()
+    (dependency.folder / "begun").touch()
+    time.sleep(seconds)
+    try:
+        manager.call("dep", dependency.call, self.request.id)
+    finally:
+        (dependency.folder / "ended").touch()
+    return int(getattr(self.request, "omni_holds", 0))
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", circuit_key=lambda model: model, bind=True, max_retries=0)
+def keyed(self: Task, model: str) -> str:
+    """Call the dependency for one of its models; the model ``well`` never fails."""
+    if model != "well":
+        dependency.call(self.request.id)
+    return model
+
+
+def _no_key() -> str:
+    raise LookupError
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", circuit_key=_no_key, bind=True, max_retries=0)
+def badly_keyed(self: Task) -> str:
+    """Call the dependency; the key function raises."""
+    dependency.call(self.request.id)
+    return str(self.request.id)
+
+
+def _answer(model: str, *, reason: Exception) -> list[str]:
+    return [model, type(reason).__name__]
+
+
+@app.task(base=CircuitBreakerTask, circuit="dep", circuit_fallback=_answer, bind=True, max_retries=0)
+def answering(self: Task, model: str) -> list[str]:
+    """Call the dependency; answer with a fallback where the circuit refuses."""
+    dependency.call(self.request.id)
+    return [model]
+
+
 class Parent(CircuitBreakerTask):
     """
     A class-based task with a body of its own.
@@ -123,15 +273,32 @@ class Child(Parent):
 app.register_task(Child())
 
 
-if os.environ.get("TEST_CRASH") == "after_park":
-    _park = Lot.park
-
-    def _park_and_die(self: Lot, circuit: str, message: Message, *, behind: bool = False) -> int:
-        _park(self, circuit, message, behind=behind)
+def _dying(park: Callable[..., int]) -> Callable[..., int]:
+    def park_and_die(*arguments: Any, **options: Any) -> int:
+        park(*arguments, **options)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
-    Lot.park = _park_and_die  # type: ignore[method-assign] # the crash that is tested
+    return park_and_die
+
+
+if os.environ.get("TEST_CRASH") == "after_park":
+    for place in (Lot, StoreLot, HoldingQueues):
+        place.park = _dying(place.park)  # type: ignore[method-assign] # the crash that is tested
+
+
+if os.environ.get("TEST_CRASH") == "after_fire":
+    _fire = MonitorState.fire
+
+    def _fire_and_die(self: MonitorState, changes: Any, *, now_ms: int) -> list[bool]:
+        began = _fire(self, changes, now_ms=now_ms)
+        crashed = Path(os.environ["TEST_FOLDER"]) / "crashed"
+        if any(began) and not crashed.exists():
+            crashed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return began
+
+    MonitorState.fire = _fire_and_die  # type: ignore[method-assign] # the crash that is tested
 
 
 if "TEST_SLOW_RETRY" in os.environ:
@@ -142,3 +309,11 @@ if "TEST_SLOW_RETRY" in os.environ:
         return _mark_as_retry(*arguments, **options)
 
     type(app.backend).mark_as_retry = staticmethod(_mark_slowly)
+
+
+if os.environ.get("TEST_BROKEN_GATE"):
+
+    def _broken(*_arguments: Any, **_options: Any) -> Any:
+        raise RuntimeError("the gate is broken")
+
+    CircuitRequest.pass_gate = _broken  # type: ignore[method-assign] # the fault that is tested

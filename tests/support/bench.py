@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from omni_tasks.core import machine
-from omni_tasks.core.model import Admission, Circuit, Draw, Override, Permit, Request, Settlement, Transition
+from omni_tasks.core import held, machine, operate
+from omni_tasks.core.model import Admission, Circuit, Draw, Override, Permit, Request, Settlement, Transition, Word
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
 from tests.support.clock import START_MS
@@ -36,7 +36,7 @@ class Bench:
         self.config = CircuitBreakerConfig(**{**defaults, **options})
         self.circuit = Circuit()
         self.now_ms = START_MS
-        self._asked = 0
+        self._asked = self._said = 0
 
     @property
     def rules(self) -> tuple[object, ...]:
@@ -95,15 +95,16 @@ class Bench:
         """
         Ask how many held tasks may leave.
         """
-        self.circuit, answer = machine.draw(self.circuit, self.config, wanted=wanted, now_ms=self.now_ms)
+        self.circuit, answer = held.draw(self.circuit, self.config, wanted=wanted, now_ms=self.now_ms)
         return answer
 
     def force(self, override: Override, ttl_ms: int = 0) -> Transition | None:
         """
         Speak as the operator.
         """
-        self.circuit, transition = machine.force(
-            self.circuit, override, ttl_ms=ttl_ms, op_id="operator", now_ms=self.now_ms
+        self._said += 1
+        self.circuit, transition = operate.force(
+            self.circuit, override, Word(op_id=f"word{self._said}"), ttl_ms=ttl_ms, now_ms=self.now_ms
         )
         return transition
 
@@ -111,5 +112,6 @@ class Bench:
         """
         Reset as the operator.
         """
-        self.circuit, transition = machine.reset(self.circuit, op_id="operator", now_ms=self.now_ms)
+        self._said += 1
+        self.circuit, transition = operate.reset(self.circuit, Word(op_id=f"word{self._said}"), now_ms=self.now_ms)
         return transition

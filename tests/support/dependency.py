@@ -49,6 +49,7 @@ class Dependency:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._switch = folder / "switch"
         self._ledger = folder / "ledger.jsonl"
 

@@ -90,7 +90,7 @@ def chat_completion(
 
 class HttpServer:
     """
-    Serves ``reply`` to every POST and keeps what it was asked in ``requests``.
+    Serves ``reply`` to every POST and PUT and keeps what it was asked in ``requests``.
     """
 
     def __init__(self) -> None:
@@ -160,6 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._drip(reply)
         else:
             self._answer(reply)
+
+    do_PUT = do_POST  # noqa: N815 - the base class's name
 
     def _answer(self, reply: Reply) -> None:
         """

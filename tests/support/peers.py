@@ -215,6 +215,27 @@ class _Child(logging.Handler):
 
         return self._outcome(body)
 
+    def fail_late(self) -> str:
+        """
+        Fail when the test lets it, long after the call began.
+        """
+
+        def body() -> None:
+            self._release.wait(PATIENCE)
+            raise DependencyDownError
+
+        return self._outcome(body)
+
+    def say_nothing(self) -> str:
+        """
+        Make a call whose end says nothing about the dependency.
+        """
+
+        def body() -> None:
+            raise CircuitOpenError("another_cb", "open", 1.0)
+
+        return self._outcome(body)
+
     def forked_call(self) -> str:
         """
         Call from a child that was forked with everything this process has open.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omni_tasks.core.model import Admission, Override, Permit, Request, Settlement, Transition
+from omni_tasks.core.model import Admission, Override, Permit, Request, Settlement, Transition, Word
 from omni_tasks.core.outcome import Report
 from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.store.base import Reading, Store
@@ -38,7 +38,7 @@ class Stand:
         """
         self.store = store
         self.clock = clock
-        self._asked = 0
+        self._asked = self._said = 0
 
     def ask(self, config: CircuitBreakerConfig = CONFIG, **request: Any) -> Admission:
         """
@@ -88,7 +88,8 @@ class Stand:
         """
         Speak as the operator.
         """
-        return self.store.force(CONFIG, override, ttl_ms=ttl_ms, op_id="operator")
+        self._said += 1
+        return self.store.force(CONFIG, override, Word(op_id=f"word{self._said}"), ttl_ms=ttl_ms)
 
     def read(self, config: CircuitBreakerConfig = CONFIG) -> Reading:
         """

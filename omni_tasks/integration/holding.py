@@ -1,0 +1,301 @@
+"""
+Holding queues: where held tasks wait on RabbitMQ.
+
+A circuit has one, durable and of our own; nobody consumes it.  The mover takes
+from it what the circuit lets go and publishes it to the queue it came from.
+Between any two steps the message is in one of the two queues: it is published
+with the broker's confirmation first and acknowledged where it was then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import amqp
+from kombu.message import Message
+
+from omni_tasks.errors import ParkingError
+from omni_tasks.integration.amqp import AmqpCarrier, copy_of, received, with_headers
+from omni_tasks.integration.held import (
+    CIRCUIT_HEADER,
+    HELD_SINCE_HEADER,
+    HOLDS_HEADER,
+    NO_LIMITS,
+    TICKET_HEADER,
+    HeldTask,
+    Limits,
+    held_task,
+    whole,
+)
+from omni_tasks.integration.ledger import Ledger
+
+__all__ = ["PROPERTIES_HEADER", "QUEUE_HEADER", "HoldingQueues"]
+
+logger = logging.getLogger(__name__)
+
+#: Only while a message is held: the queue it goes back to, and its properties that must not act on it here.
+QUEUE_HEADER = "omni_queue"
+PROPERTIES_HEADER = "omni_properties"
+
+#: AMQP: the broker drops what has outlived its ``expiration``, and forgets at a restart what is not in mode 2.
+_ASIDE = ("expiration", "delivery_mode")
+_PERSISTENT = 2
+
+#: Longest name of a queue in AMQP, in bytes.
+_LONGEST_NAME = 255
+
+#: Most messages moved before they are acknowledged, and in one call: the worker's loop waits meanwhile.
+_BATCH, _MOVE_AT_ONCE = 50, 200
+
+#: Seconds between two looks whether another worker has made a holding queue.
+_LOOK_AGAIN = 1.0
+
+#: Most circuits that are not listed as holding any that are looked at in one go.
+_LOOKS_AT_ONCE = 20
+
+#: As kombu numbers priorities.
+_CLASSIC: Mapping[str, Any] = MappingProxyType({"x-max-priority": 9})
+_QUORUM: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum"})
+
+
+class HoldingQueues:
+    """
+    The held tasks of one application on RabbitMQ.
+    """
+
+    def __init__(self, carrier: AmqpCarrier, ledger: Ledger, *, prefix: str, quorum: bool) -> None:
+        """
+        Hold tasks in queues whose names begin with *prefix*.
+
+        Args:
+            carrier: To the broker.
+
+            ledger: In the shared store.
+
+            prefix: First part of every name.
+
+            quorum: Whether new holding queues are replicated, as the application's own are.
+        """
+        self._carrier = carrier
+        self._ledger = ledger
+        self._prefix = prefix
+        self._arguments = _QUORUM if quorum else _CLASSIC
+        self._there: set[str] = set()
+        self._looked_monotonic: dict[str, float] = {}
+
+    def queue_for(self, circuit: str) -> str:
+        """
+        The name of a circuit's holding queue.
+        """
+        name = f"{self._prefix}:held:{circuit}"
+        if len(name.encode()) <= _LONGEST_NAME:
+            return name
+        return f"{self._prefix}:held:{hashlib.sha256(circuit.encode()).hexdigest()}"
+
+    def park(
+        self,
+        circuit: str,
+        message: Message,
+        countdown: float,  # noqa: ARG002 - the circuit says when they leave
+        *,
+        behind: bool = False,  # noqa: ARG002 - a queue's end is behind all that wait
+        limits: Limits = NO_LIMITS,  # noqa: ARG002 - it ends in its turn
+    ) -> int:
+        """
+        Set a received message aside.  When this returns, the message may be acknowledged.
+
+        Raises:
+            ParkingError: It could not be set aside; it must stay unacknowledged.
+        """
+        queue, content = self._carrier.queue_of(message), self._carrier.content_of(message)
+        headers = content.headers or {}
+        holds = whole(headers.get(HOLDS_HEADER)) + 1
+        since = whole(headers.get(HELD_SINCE_HEADER)) or self._ledger.now_ms()
+        aside = {name: content.properties[name] for name in _ASIDE if name in content.properties}
+        held = with_headers(
+            content,
+            {
+                CIRCUIT_HEADER: circuit,
+                HOLDS_HEADER: holds,
+                HELD_SINCE_HEADER: str(since),
+                TICKET_HEADER: None,
+                QUEUE_HEADER: queue,
+                PROPERTIES_HEADER: aside,
+            },
+        )
+        held.properties.pop("expiration", None)
+        held.properties["delivery_mode"] = _PERSISTENT
+        self._hold(self.queue_for(circuit), held)
+        self._ledger.add([copy_of(queue, content)], circuit=circuit)
+        return holds
+
+    def is_superseded(self, message: Message) -> bool:
+        """
+        Whether another copy of this very delivery has been parked already.
+        """
+        queue, content = self._carrier.queue_of(message), self._carrier.content_of(message)
+        return bool(self._ledger.known([copy_of(queue, content)]))
+
+    def unpark(self, circuit: str, count: int, ticket: str) -> int:
+        """
+        Put the first *count* tasks back: by priority, then in the order they were held.
+
+        Raises:
+            ParkingError: The broker did not answer, or a task's own queue is gone; nothing is lost.
+        """
+        moved, name = 0, self.queue_for(circuit)
+        count = min(count, _MOVE_AT_ONCE)
+        while moved < count:
+            fetched: list[amqp.Message] = []
+            with suppress(amqp.NotFound), self._carrier.channel() as channel:
+                fetched = _fetch(channel, name, min(count - moved, _BATCH))
+                moved += self._return(channel, name, fetched, ticket)
+            if not fetched:
+                break
+        return moved
+
+    def holding(self) -> list[str]:
+        """
+        The circuits that hold tasks, configured or not.
+        """
+        return self._ledger.holding()
+
+    def counts(self, circuits: Iterable[str]) -> dict[str, int]:
+        """
+        How many tasks each circuit holds: a round trip for each that is listed, and for a few that are not.
+        """
+        listed, found = set(self._ledger.holding()), dict.fromkeys(circuits, 0)
+        # Who died before he listed his circuit: found in turns, for each question takes a while.
+        others = sorted(found.keys() - listed, key=lambda each: self._looked_monotonic.get(self.queue_for(each), 0.0))
+        for circuit in [*(found.keys() & listed), *others[:_LOOKS_AT_ONCE]]:
+            found[circuit] = self._depth(self.queue_for(circuit))
+        for circuit in {circuit for circuit in found.keys() & listed if not found[circuit]}:
+            # Looked at again after: who parks meanwhile has published before he lists his circuit.
+            self._ledger.strike(circuit)
+            found[circuit] = self._depth(self.queue_for(circuit))
+            if found[circuit]:
+                self._ledger.keep(circuit)
+        return found
+
+    def oldest(self, circuits: Iterable[str]) -> dict[str, float]:  # noqa: ARG002 - none of them is known
+        """
+        Nothing: to look at a message would be to take it.
+        """
+        return {}
+
+    def list(self, circuit: str, limit: int = 100) -> list[HeldTask]:
+        """
+        The first *limit* tasks in the order they will leave.
+        """
+        name = self.queue_for(circuit)
+        if not self._depth(name):
+            return []
+        with self._carrier.channel() as channel:
+            fetched = _fetch(channel, name, max(limit, 1))
+            for message in fetched:
+                # AMQP has no way to look without taking; they go back where they were.
+                channel.basic_reject(message.delivery_tag, requeue=True)
+        return [held_task(circuit, message.headers or {}) for message in fetched]
+
+    def _hold(self, name: str, held: amqp.Message) -> None:
+        if name not in self._there:
+            self._declare(name)
+        elif not self._publish(name, held):
+            return
+        else:
+            logger.warning("Holding queue %r is gone, with what it held; it is declared anew", name)
+            self._declare(name)
+        if self._publish(name, held):
+            raise ParkingError(f"holding queue {name!r} was deleted as soon as it was declared")
+
+    def _publish(self, name: str, held: amqp.Message) -> set[str]:
+        with self._carrier.channel() as channel:
+            return self._carrier.publish(channel, [(name, held)])
+
+    def _declare(self, name: str) -> None:
+        # Where the application's kind of queue has changed, the one that is there serves as well.
+        with suppress(amqp.PreconditionFailed), self._carrier.channel() as channel:
+            channel.queue_declare(name, durable=True, auto_delete=False, arguments=dict(self._arguments))
+        self._there.add(name)
+
+    def _return(self, channel: Any, name: str, fetched: Sequence[amqp.Message], ticket: str) -> int:
+        going = {(one := _Leaving.of(name, message, ticket)).copy: one for message in fetched}
+        # Published already by a mover that died, or parked twice because RabbitMQ's answer to the first was lost.
+        known = self._ledger.known(list(going))
+        fresh = [one for copy, one in going.items() if copy not in known]
+        missing = self._carrier.publish(channel, [(one.queue, one.released) for one in fresh])
+        stranded = [one for one in fresh if one.queue in missing]
+        if stranded:
+            # To the end, or they would keep all others waiting.
+            self._carrier.publish(channel, [(name, one.held) for one in stranded])
+        self._ledger.add([one.copy for one in fresh if one not in stranded])
+        for message in fetched:
+            channel.basic_ack(message.delivery_tag)
+        if stranded:
+            queues = ", ".join(map(repr, sorted(missing)))
+            raise ParkingError(f"held tasks cannot return, their queues are gone: {queues}")
+        return len(fresh)
+
+    def _depth(self, name: str) -> int:
+        now = time.monotonic()
+        if name not in self._there and now < self._looked_monotonic.get(name, 0.0) + _LOOK_AGAIN:
+            return 0
+        self._looked_monotonic[name] = now
+        try:
+            with self._carrier.channel() as channel:
+                depth = int(channel.queue_declare(name, passive=True).message_count)
+        except amqp.NotFound:
+            self._there.discard(name)
+            return 0
+        self._there.add(name)
+        return depth
+
+
+def _fetch(channel: Any, name: str, count: int) -> list[amqp.Message]:
+    fetched: list[amqp.Message] = []
+    while len(fetched) < count and (message := channel.basic_get(name)) is not None:
+        fetched.append(message)
+    return fetched
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Leaving:
+    """
+    A held message on its way out.
+
+    Attributes:
+        copy: Identifies it there, whenever it was parked there.
+
+        held: As it was there.
+
+        queue: Where it goes back to.
+
+        released: As it was received there, but for our own headers.
+    """
+
+    copy: str
+    held: amqp.Message
+    queue: str
+    released: amqp.Message
+
+    @classmethod
+    def of(cls, name: str, message: amqp.Message, ticket: str) -> _Leaving:
+        """
+        Read a message fetched from the holding queue *name*.
+        """
+        held = received(message)
+        headers = held.headers or {}
+        queue, aside = str(headers.get(QUEUE_HEADER, "")), headers.get(PROPERTIES_HEADER)
+        released = with_headers(held, {QUEUE_HEADER: None, PROPERTIES_HEADER: None, TICKET_HEADER: ticket})
+        released.properties.pop("delivery_mode", None)
+        if isinstance(aside, dict):
+            released.properties.update({key: aside[key] for key in _ASIDE if key in aside})
+        copy = copy_of(name, with_headers(held, {HELD_SINCE_HEADER: None}))
+        return cls(copy, held, queue, released)

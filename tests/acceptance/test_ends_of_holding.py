@@ -1,0 +1,190 @@
+"""
+How a held task ends that never gets its turn: it expires, is revoked, or has waited for as long as it may.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import Signature
+
+from omni_tasks import HoldExpiredError
+from tests.acceptance.conftest import Stage
+from tests.support.eventually import eventually
+from tests.support.worker import ROOT
+
+pytestmark = pytest.mark.acceptance
+
+
+def test_expired_tasks_leave_at_once_and_unpaid(stage: Callable[..., Stage]) -> None:
+    """While the circuit stays open, fifty held tasks end as REVOKED when they expire, and only they."""
+    play = stage()
+    play.breaker.force_open()
+    play.worker()
+    [waits] = play.send("plain")
+    expiring = play.send("plain", 50, expires=4)
+    eventually(lambda: play.held() == 51, within=15, what="all held")
+    eventually(lambda: play.held() == 1, within=12, what="fifty have left")
+    eventually(lambda: {result.state for result in expiring} == {"REVOKED"}, within=10, what="REVOKED")
+    assert waits.state == "RETRY"
+    assert play.dependency.calls() == []
+    assert play.breaker.get_metrics().outstanding_requests == 0
+
+
+def test_a_revoked_task_never_runs(stage: Callable[..., Stage]) -> None:
+    """Revoked by id or by stamp while held, with every worker that heard of it gone: it ends as REVOKED."""
+    play = stage()
+    play.breaker.force_open()
+    first = play.worker()
+    by_id, stays = play.send("plain", 2)
+    task: Signature = play.app.signature("tests.support.app.plain")
+    task.stamp(batch="b1")
+    by_stamp = task.apply_async()
+    play.results.append(by_stamp)
+    eventually(lambda: play.held() == 3, within=15, what="all held")
+    by_id.revoke()
+    by_stamp.revoke_by_stamped_headers({"batch": ["b1"]})
+    eventually(lambda: play.app.control.inspect(timeout=3).revoked(), within=10, what="the worker has heard")
+    eventually(lambda: play.held() == 1, within=10, what="they leave at once, open circuit or not")
+    first.kill()
+    play.worker()
+    play.breaker.release_force()
+    assert stays.get(timeout=20)["holds"] == 1
+    eventually(lambda: (by_id.state, by_stamp.state) == ("REVOKED", "REVOKED"), within=10, what="REVOKED")
+    assert [call.task_id for call in play.dependency.calls()] == [stays.id]
+
+
+def test_a_task_held_for_too_long_fails_and_says_so(stage: Callable[..., Stage]) -> None:
+    """After omni_max_hold it is a FAILURE with a HoldExpiredError, and its link_error is told."""
+    play = stage()
+    play.breaker.force_open()
+    play.worker(environment={"OMNI_MAX_HOLD": "2"})
+    [result] = play.send("plain", link_error=play.app.signature("tests.support.app.note"))
+    with pytest.raises(HoldExpiredError) as caught:
+        result.get(timeout=20)
+    assert caught.value.circuit == "dep"
+    assert caught.value.held_for >= 2
+    eventually(lambda: play.told() == "HoldExpiredError", within=10, what="link_error")
+    assert play.held() == 0
+
+
+@pytest.mark.soak
+def test_dead_letters_can_be_seen_and_replayed(stage: Callable[..., Stage]) -> None:
+    """A task that asks for it is kept when its time is over; an operator lists it and sends it back, and it runs."""
+    play = stage()
+    play.breaker.force_open()
+    play.worker()
+    play.worker()
+    [result] = play.send("kept")
+    eventually(lambda: result.state == "REJECTED", within=20, what="REJECTED")
+    [shown] = celery(play, "inspect", "dead_letters", "dep")[0].values()
+    assert [task["task_id"] for task in shown["dep"]] == [result.id]
+    play.dependency.set(up=True)
+    play.breaker.release_force()
+    answers = celery(play, "control", "held_replay", "dep")
+    said = sorted(next(iter(answer.values()))["ok"] for answer in answers)
+    assert said == ["1 returned", "carried out by another worker"]
+    assert result.get(timeout=20) == result.id
+    assert len(play.dependency.calls()) == 1
+
+
+def test_an_operator_speaks_through_celery_control(stage: Callable[..., Stage]) -> None:
+    """force_open with an end, an actor and a reason, held, drain, release and reset, from the plain command line."""
+    play = stage()
+    play.worker()
+    [opened] = celery(play, "control", "circuit_force_open", "dep", "60", "ann", "maintenance")
+    assert list(opened.values()) == [{"ok": "dep is forced open"}]
+    metrics = play.breaker.get_metrics()
+    assert metrics.state == "open"
+    assert 50 < metrics.retry_after <= 60
+    [result] = play.send("plain")
+    eventually(lambda: play.held() == 1, within=10, what="held")
+    [held] = celery(play, "inspect", "held")[0].values()
+    assert [(task["task_id"], task["holds"]) for task in held["dep"]] == [(result.id, 1)]
+    say(play, "held_drain", circuit="dep", count=5)
+    eventually(lambda: [task.holds for task in play.lot.list("dep")] == [2], within=10, what="held again")
+    assert say(play, "circuit_force_open", circuit="nope")["error"].startswith("no circuit 'nope' is configured")
+    assert say(play, "circuit_force_close", circuit="dep", ttl=-5)["error"].startswith("ttl must be above 0")
+    assert say(play, "held_drain", circuit="dep", count=0)["error"].startswith("count must be a whole number")
+    say(play, "circuit_release", circuit="dep")
+    assert result.get(timeout=20)["holds"] == 2
+    say(play, "circuit_force_close", circuit="dep", actor="ann", reason="it is well")
+    assert play.breaker.state == "closed"
+    say(play, "circuit_reset", circuit="dep")
+    assert play.breaker.get_metrics().total_requests == 0
+
+
+def test_equal_held_tasks_are_held_once(stage: Callable[..., Stage]) -> None:
+    """Of tasks with an equal hold_key the first waits and runs, the next end as REVOKED; later another may wait."""
+    play = stage()
+    play.breaker.force_open()
+    play.worker()
+    [first] = play.send("refresh", args=["Bonn"])
+    eventually(lambda: play.held() == 1, within=10, what="held")
+    again = play.send("refresh", 3, args=["Bonn"])
+    [other] = play.send("refresh", args=["Kiel"])
+    eventually(lambda: {result.state for result in again} == {"REVOKED"}, within=10, what="dropped")
+    eventually(lambda: play.held() == 2, within=10, what="the other city is held")
+    play.breaker.release_force()
+    assert [result.get(timeout=20) for result in (first, other)] == ["Bonn", "Kiel"]
+    play.breaker.force_open()
+    play.send("refresh", args=["Bonn"])
+    eventually(lambda: play.held() == 1, within=10, what="the next outage")
+    assert len(play.dependency.calls()) == 2
+
+
+def test_a_good_probe_goes_first(stage: Callable[..., Stage]) -> None:
+    """Of the held tasks the one that says it is a good probe is let through first, however late it came."""
+    play = stage(recovery_timeout=4.0)
+    play.worker()
+    play.trip()
+    play.send("plain", 5)
+    [cheap] = play.send("cheap")
+    eventually(lambda: play.held() == 6, within=10, what="all held")
+    play.dependency.set(up=True)
+    before = len(play.dependency.calls())
+    assert cheap.get(timeout=20) == cheap.id
+    assert play.dependency.calls()[before].task_id == cheap.id
+
+
+def say(play: Stage, command: str, **arguments: Any) -> dict[str, str]:
+    """
+    Say something to one worker, and read its answer.
+    """
+    [answer] = play.app.control.broadcast(command, arguments=arguments, reply=True, limit=1, timeout=10)
+    [said] = answer.values()
+    return dict(said)
+
+
+def celery(play: Stage, *words: str) -> list[dict[str, Any]]:
+    """
+    Say something with the celery program, and read the workers' answers.
+    """
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "tests.support.app",
+            words[0],
+            "--json",
+            "--timeout",
+            "2",
+            "--",
+            *words[1:],
+        ],
+        cwd=ROOT,
+        env={**play.environment(), "PATH": "", "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    answers = json.loads(said.stdout)
+    return answers if isinstance(answers, list) else [{name: answer} for name, answer in answers.items()]

@@ -1,0 +1,227 @@
+"""
+A store that is frozen for five seconds under load, and a store that is down together with the dependency.
+
+Real processes with several threads each; what is measured is what a caller waits for.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pytest
+
+from omni_tasks import CircuitBreakerConfig, CircuitBreakerManager, CircuitOpenError, ResilienceConfiguration
+from omni_tasks.embedded import EmbeddedServer, start_server
+
+pytestmark = pytest.mark.acceptance
+
+PROCESSES, THREADS = 2, 4
+
+#: Seconds between two calls of a thread.
+PAUSE = 0.005
+
+#: Seconds of load before, during and after the freeze.
+BEFORE, FROZEN, AFTER = 1.5, 5.0, 1.5
+
+#: What one decision may cost at most, and what is called slow, seconds.
+LONGEST, SLOW = 0.25, 0.15
+
+CIRCUITS = {
+    "well": CircuitBreakerConfig(name="well"),
+    "dead": CircuitBreakerConfig(name="dead", failure_threshold=1, recovery_timeout=600.0),
+    "both": CircuitBreakerConfig(name="both", failure_threshold=5, recovery_timeout=600.0),
+}
+
+
+@dataclass
+class Seen:
+    """
+    What one process has seen; times are of the machine's monotonic clock, in seconds.
+    """
+
+    #: Begin, end and how it ended, of every call, by thread.
+    calls: list[list[tuple[float, float, str]]] = field(default_factory=list)
+    #: When the circuit that is open in the store was let through or refused.
+    dead: list[tuple[float, bool]] = field(default_factory=list)
+    #: Log records of ours.
+    records: list[str] = field(default_factory=list)
+
+
+class _Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self.events.append(next((event for event in ("degraded", "recovered") if event in text), text))
+
+
+def _manager(url: str, prefix: str) -> CircuitBreakerManager:
+    return CircuitBreakerManager(ResilienceConfiguration(redis_url=url, key_prefix=prefix, circuits=CIRCUITS))
+
+
+def _load(url: str, prefix: str, pipe: Connection) -> None:
+    records, seen = _Records(), Seen()
+    logging.getLogger().addHandler(records)
+    manager, stop = _manager(url, prefix), threading.Event()
+    threads = [threading.Thread(target=_calls, args=(manager, stop, seen)) for _ in range(THREADS)]
+    threads.append(threading.Thread(target=_look, args=(manager, stop, seen)))
+    for thread in threads:
+        thread.start()
+    pipe.send("ready")
+    pipe.recv()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    seen.records = records.events
+    pipe.send(seen)
+
+
+def _calls(manager: CircuitBreakerManager, stop: threading.Event, seen: Seen) -> None:
+    calls: list[tuple[float, float, str]] = []
+    seen.calls.append(calls)
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            manager.call("well", int)
+            ended = "passed"
+        except Exception as error:  # noqa: BLE001 - what it was is what is shown
+            ended = repr(error)
+        calls.append((began, time.monotonic(), ended))
+        time.sleep(PAUSE)
+
+
+def _look(manager: CircuitBreakerManager, stop: threading.Event, seen: Seen) -> None:
+    while not stop.is_set():
+        try:
+            manager.call("dead", int)
+            refused = False
+        except CircuitOpenError:
+            refused = True
+        seen.dead.append((time.monotonic(), refused))
+        time.sleep(PAUSE)
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedServer]:
+    """
+    A server to be ill-treated.
+    """
+    with start_server() as started:
+        yield started
+
+
+def _run(work: Callable[..., None], arguments: tuple[Any, ...], act: Callable[[], None]) -> list[Any]:
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = [], []
+    for _ in range(PROCESSES):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(*arguments, theirs), daemon=True)
+        process.start()
+        pipes.append(ours)
+        processes.append(process)
+    for pipe in pipes:
+        assert pipe.recv() == "ready"
+    act()
+    for pipe in pipes:
+        pipe.send("stop")
+    answers = [pipe.recv() for pipe in pipes]
+    for process in processes:
+        process.join(10)
+    return answers
+
+
+def test_a_frozen_store_costs_one_slow_decision(server: EmbeddedServer, key_prefix: str) -> None:
+    """
+    Five seconds of SIGSTOP are one wait of at most 250 ms a process, at 0.9 of the healthy rate or more afterwards.
+
+    No call ends in an exception, there are two log records, and within a second of its return the store's word counts.
+    """
+    with pytest.raises(ZeroDivisionError):
+        _manager(server.url, key_prefix).call("dead", lambda: 1 / 0)
+    moments: list[float] = []
+
+    def freeze() -> None:
+        time.sleep(BEFORE)
+        moments.append(time.monotonic())
+        server.pause()
+        time.sleep(FROZEN)
+        moments.append(time.monotonic())
+        server.resume()
+        time.sleep(AFTER)
+
+    processes: list[Seen] = _run(_load, (server.url, key_prefix), freeze)
+    frozen, thawed = moments
+    for seen in processes:
+        calls = [call for thread in seen.calls for call in thread]
+        assert {ended for _, _, ended in calls} == {"passed"}
+        slow = sorted((b, e) for b, e, _ in calls if e - b > SLOW and b > frozen - LONGEST)
+        # Those that were under way, together; each thread once.
+        assert 1 <= len(slow) <= THREADS
+        assert max(ended for _, ended in slow) - slow[0][0] <= LONGEST
+        assert all(began < frozen + LONGEST for began, _ in slow)
+        healthy = _rate(calls, frozen - BEFORE + 0.5, frozen)
+        alone = _rate(calls, slow[-1][1], thawed)
+        print(f"{healthy:.0f} calls/s before, {alone:.0f} alone, slow: {[round(e - b, 3) for b, e in slow]}")  # noqa: T201
+        assert alone >= 0.9 * healthy
+        right = max((at for at, refused in seen.dead if not refused), default=thawed) - thawed
+        print(f"right again after {right:.3f} s")  # noqa: T201 - the figure
+        assert right <= 1.0
+        assert any(refused for at, refused in seen.dead if at > thawed + 1.0)
+        assert seen.records == ["degraded", "recovered"]
+
+
+def _rate(calls: list[tuple[float, float, str]], begin: float, end: float) -> float:
+    return sum(begin <= began and ended <= end for began, ended, _ in calls) / (end - begin)
+
+
+def _suffer(url: str, prefix: str, pipe: Connection) -> None:
+    manager, reached = _manager(url, prefix), 0
+    manager.call("both", int)
+    pipe.send("ready")
+    pipe.recv()
+    lock = threading.Lock()
+
+    def fail() -> None:
+        nonlocal reached
+        with lock:
+            reached += 1
+        time.sleep(0.02)
+        raise ConnectionError
+
+    def suffer() -> None:
+        until = time.monotonic() + 1.0
+        while time.monotonic() < until:
+            try:
+                manager.call("both", fail)
+            except (CircuitOpenError, ConnectionError):
+                time.sleep(PAUSE)
+
+    threads = [threading.Thread(target=suffer) for _ in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    pipe.send(reached)
+
+
+@pytest.mark.parametrize("harm", [EmbeddedServer.kill, EmbeddedServer.pause], ids=["killed", "frozen"])
+def test_store_and_dependency_down(
+    harm: Callable[[EmbeddedServer], None], server: EmbeddedServer, key_prefix: str
+) -> None:
+    """
+    With both away each process lets the threshold reach the dependency, and what its other threads had in flight.
+    """
+    reached = _run(_suffer, (server.url, key_prefix), lambda: harm(server))
+    print(f"reached the dependency: {reached}")  # noqa: T201 - the figure
+    assert all(
+        CIRCUITS["both"].failure_limit <= calls <= CIRCUITS["both"].failure_limit + THREADS - 1 for calls in reached
+    )

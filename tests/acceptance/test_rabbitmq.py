@@ -1,0 +1,98 @@
+"""
+Tasks wait and return on RabbitMQ: a real server, real prefork workers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+
+from tests.acceptance.conftest import Stage
+from tests.support.eventually import eventually
+from tests.support.rabbitmq import AMQP_URL, require_rabbitmq
+
+pytestmark = pytest.mark.acceptance
+
+
+@pytest.fixture
+def rabbit_stage(stage: Callable[..., Stage]) -> Callable[..., Stage]:
+    """
+    A stage on RabbitMQ; its first argument says where its held tasks wait.
+    """
+    require_rabbitmq()
+    return functools.partial(stage, AMQP_URL)
+
+
+either_place = pytest.mark.parametrize("parking", ["broker", pytest.param("store", marks=pytest.mark.soak)])
+
+
+@either_place
+def test_a_recovery_runs_every_held_task_once(rabbit_stage: Callable[..., Stage], parking: str) -> None:
+    """Forty held tasks return along the ramp, each exactly once, with their retries untouched."""
+    play = rabbit_stage(parking, recovery_timeout=1.0, ramp_initial_rate=10.0)
+    play.worker()
+    play.trip()
+    results = play.send("plain", 40)
+    eventually(lambda: play.held() >= 39, within=20, what="all held")
+    play.dependency.set(up=True)
+    outcomes = [result.get(timeout=30) for result in results]
+    assert {(outcome["retries"], outcome["holds"] >= 1) for outcome in outcomes} == {(0, True)}
+    runs = Counter(call.task_id for call in play.dependency.calls(phase="end"))
+    assert [runs[result.id] for result in results] == [1] * 40
+    assert play.breaker.state == "closed"
+    assert play.held() == 0
+
+
+@pytest.mark.parametrize("parking", ["broker", "store"])
+def test_a_crash_between_parking_and_acknowledging_runs_the_task_once(
+    rabbit_stage: Callable[..., Stage], parking: str
+) -> None:
+    """A copy that RabbitMQ delivers again after its twin was parked is dropped: one run, not two."""
+    play = rabbit_stage(parking)
+    play.breaker.force_open()
+    victim = play.worker(environment={"TEST_CRASH": "after_park"})
+    [result] = play.send("plain")
+    eventually(lambda: victim.process.poll() is not None, within=20, what="the worker has died")
+    assert play.held() == 1
+    successor = play.worker()
+    eventually(lambda: successor.log.count(f"[{result.id}] received") == 1, within=20, what="delivered again")
+    play.breaker.release_force()
+    assert result.get(timeout=20)["holds"] == 1
+    assert [call.task_id for call in play.dependency.calls()] == [result.id]
+
+
+@either_place
+def test_a_killed_worker_loses_nothing(rabbit_stage: Callable[..., Stage], parking: str) -> None:
+    """Kill -9 of the process group while tasks are held: all run, and none more often than it was hit."""
+    play = rabbit_stage(parking, ramp_initial_rate=20.0)
+    play.breaker.force_open()
+    worker = play.worker()
+    results = play.send("late", 100)
+    eventually(lambda: play.held() >= 30, within=20, what="some are held")
+    worker.kill()
+    play.breaker.release_force()
+    play.worker()
+    for result in results:
+        result.get(timeout=40)
+    runs = Counter(call.task_id for call in play.dependency.calls(phase="end"))
+    assert set(runs) == {result.id for result in results}
+    assert max(runs.values()) <= 2
+    assert sum(runs.values()) <= 100 + 1
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("pool", ["solo", "threads", "gevent"])
+def test_every_pool_holds_and_returns(rabbit_stage: Callable[..., Stage], pool: str) -> None:
+    """Outside prefork the same connection parks and brings back: exact counts, nothing failed."""
+    play = rabbit_stage("broker", recovery_timeout=1.0, ramp_initial_rate=10.0)
+    play.worker(pool=pool)
+    play.trip()
+    results = play.send("plain", 20)
+    eventually(lambda: play.breaker.get_metrics().circuit_open_count >= 2, within=20, what="probed in vain")
+    play.dependency.set(up=True)
+    assert [result.get(timeout=30)["retries"] for result in results] == [0] * 20
+    runs = Counter(call.task_id for call in play.dependency.calls(phase="end"))
+    assert [runs[result.id] for result in results] == [1] * 20
