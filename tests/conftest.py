@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from celery import signals
 
 from omni_tasks.embedded import EmbeddedServer, EmbeddedServerError, start_server
 from omni_tasks.manager import use_manager
@@ -48,6 +49,20 @@ def manager_of_its_own() -> Iterator[None]:
     use_manager(None)
     yield
     use_manager(None)
+
+
+@pytest.fixture
+def untouched_logging() -> Iterator[None]:
+    """
+    A worker in the test's own process sets up no logging: what it sets would outlive the test.
+    """
+
+    def leave_alone(**_kwargs: object) -> None:
+        """Say that it is done."""
+
+    signals.setup_logging.connect(leave_alone)
+    yield
+    signals.setup_logging.disconnect(leave_alone)
 
 
 @pytest.fixture

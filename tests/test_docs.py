@@ -20,19 +20,35 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from celery import Celery
 
 import omni_tasks
-from omni_tasks.core.model import Circuit, Override, Permit, Request
+from omni_tasks.core.model import Circuit, Override, Permit, Request, Word
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.embedded import start_server
 from omni_tasks.errors import ConfigurationError
-from omni_tasks.integration.lot import HELD_SINCE_HEADER, HOLDS_HEADER, TICKET_HEADER, Lot
+from omni_tasks.integration.eta import ETA_HEADER
+from omni_tasks.integration.held import CIRCUIT_HEADER, HELD_SINCE_HEADER, HOLDS_HEADER, TICKET_HEADER
+from omni_tasks.integration.holding import PROPERTIES_HEADER, QUEUE_HEADER
+from omni_tasks.integration.ledger import Ledger
+from omni_tasks.integration.lot import Lot
+from omni_tasks.integration.store_lot import StoreLot
 from omni_tasks.integration.task import CircuitBreakerTask
+from omni_tasks.integration.virtual import VirtualCarrier
 from omni_tasks.settings import READY_CIRCUITS, ResilienceConfiguration
 from omni_tasks.store.memory import MemoryStore
 from omni_tasks.store.redis import connect
-from omni_tasks.store.schema import alerts_key, circuit_keys
+from omni_tasks.store.schema import (
+    alerts_key,
+    circuit_keys,
+    command_key,
+    history_keys,
+    hold_key,
+    list_key,
+    monitor_key,
+    revoked_key,
+)
 from omni_tasks.tied import spawn_tied
 from tests.support.clock import Clock
 from tests.support.eventually import eventually
@@ -234,7 +250,9 @@ def test_documented_defaults_are_the_defaults() -> None:
     wanted = defaults_of(CircuitBreakerConfig) | {"name": "required"}
     assert {row["Option"]: row["Default"] for row in CIRCUIT_OPTIONS} == {name: str(v) for name, v in wanted.items()}
     loaded = ResilienceConfiguration.load({}, {})
-    assert all(in_words(getattr(loaded, row["Option"])) == row["Default"] for row in OPTIONS[:-6])
+    assert all(
+        in_words(getattr(loaded, row["Option"])) == row["Default"] for row in OPTIONS if row["Option"] != "circuits"
+    )
 
 
 def bounds(row: Row) -> list[str]:
@@ -304,6 +322,17 @@ OTHER_VALUES = {
     "redis_url": "unix:///tmp/redis.sock",
     "key_prefix": "p" * 64,
     "circuits": '{"shop": {}}',
+    "on_hold_expired": "dead_letter",
+    "pause_queues": '{"articles": "ai_providers"}',
+    "parking": "store",
+    "alert_sinks": "log, proj.alerts:page",
+    "alert_private_addresses": "yes",
+    "webhook_secret": "hush",
+    "pushgateway_url": "http://127.0.0.1:9091",
+    "exporter_host": "0.0.0.0",  # noqa: S104 - only read
+    "log_format": "console",
+    "log_celery": "on",
+    "store_policy": "refuse",
 }
 
 
@@ -377,13 +406,23 @@ def test_documented_keys_are_the_keys() -> None:
     ]
     client = connect("redis://127.0.0.1:1/0", timeout=1.0)
     lot = Lot(client, prefix="{prefix}", remember=1.0)
-    assert said == [*circuit_keys("{prefix}", "name"), *lot._keys("key"), lot._superseded, alerts_key("{prefix}")]
+    ledger = Ledger(client, prefix="{prefix}", remember=1.0)
+    assert ledger.key == lot._superseded
+    claims = StoreLot(client, VirtualCarrier(Celery()), ledger, prefix="{prefix}")._keys("key")[2]
+    circuit = [*circuit_keys("{prefix}", "name"), list_key("{prefix}", "name")]
+    assert ledger.index == lot._index
+    lots = [*lot._keys("key"), claims, lot._deadlines("key"), lot._superseded, lot._index]
+    monitor = [monitor_key("{prefix}", name) for name in ("seen", "tick", "delivered", "outbox:sink", "due:sink")]
+    ours = [revoked_key("{prefix}"), command_key("{prefix}", "digest"), hold_key("{prefix}", "words")]
+    assert said == [*circuit, *lots, *ours, *history_keys("{prefix}", "name"), alerts_key("{prefix}"), *monitor]
 
 
 def test_documented_headers_are_the_headers() -> None:
     """The headers of a held message are those of the table."""
     said = [row["Header"] for row in table(SCHEMA, "Header", "Meaning")]
-    assert said == [HOLDS_HEADER, HELD_SINCE_HEADER, TICKET_HEADER]
+    assert said == [
+        CIRCUIT_HEADER, HOLDS_HEADER, HELD_SINCE_HEADER, TICKET_HEADER, ETA_HEADER, QUEUE_HEADER, PROPERTIES_HEADER
+    ]  # fmt: skip
 
 
 def test_documented_writers_write() -> None:
@@ -417,6 +456,7 @@ def _walk(rng: random.Random, steps: int = 500) -> Iterator[tuple[str, set[str]]
         success_threshold=2,
         probe_lease=0.3,
         call_lease=5.0,
+        version=1,
     )
     permits: list[Permit] = []
     before: dict[str, Any] = dataclasses.asdict(Circuit())
@@ -428,15 +468,14 @@ def _walk(rng: random.Random, steps: int = 500) -> Iterator[tuple[str, set[str]]
             permits += [permit] if permit else []
         elif verb == "settle" and permits:
             permit = permits.pop() if rng.random() < 0.9 else permits[0]
-            store.settle(
-                config, permit, Report(rng.choices(list(Outcome), [5, 4, 1])[0], duration_ms=rng.choice([0, 100]))
-            )
+            outcome = rng.choices(list(Outcome), [5, 4, 1])[0]
+            store.settle(config, permit, Report(outcome, duration_ms=rng.choice([0, 100]), reason="auth"))
         elif verb == "draw":
             store.draw(config, rng.choice([0, 3]))
         elif verb == "force":
-            store.force(config, rng.choice(list(Override)), ttl_ms=rng.choice([0, 100]), op_id=f"o{step}")
+            store.force(config, rng.choice(list(Override)), Word(op_id=f"o{step}"), ttl_ms=rng.choice([0, 100]))
         elif verb == "reset":
-            store.reset(config, op_id=f"r{step}")
+            store.reset(config, Word(op_id=f"r{step}"))
         after = dataclasses.asdict(store.read([config])[0].circuit)
         yield verb, {field for field, value in after.items() if value != before[field]}
         before = after
@@ -502,3 +541,25 @@ def test_pictures_are_whole() -> None:
         names = {element.tag.rpartition("}")[2] for element in root.iter()}
         assert {"title", "desc"} <= names
         assert not names & {"image", "script", "foreignObject", "style"}
+
+
+INVARIANTS = [row for page in tables(DOCS / "invariants.md") for row in page]
+
+
+def test_every_invariant_is_listed() -> None:
+    """
+    The page has each number once, in order.
+    """
+    expected = [f"{kind}{number}" for kind, last in (("I", 23), ("T", 12), ("R", 20)) for number in range(1, last + 1)]
+    assert [row["Number"] for row in INVARIANTS] == expected
+
+
+@pytest.mark.parametrize("row", INVARIANTS, ids=lambda row: row["Number"])
+def test_every_invariant_is_shown_by_tests_that_exist(row: Row) -> None:
+    """
+    Each invariant names at least one test, and every test it names is there.
+    """
+    named = re.findall(r"([\w/]+\.py)::(\w+)", row["Shown by"])
+    assert named, f"{row['Number']} is shown by no test"
+    for file, test in named:
+        assert re.search(rf"^(?:async )?def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), (file, test)

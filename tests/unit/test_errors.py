@@ -17,6 +17,7 @@ from omni_tasks.embedded import EmbeddedServerError
 from omni_tasks.errors import (
     CircuitOpenError,
     ConfigurationError,
+    HoldExpiredError,
     OmniTasksError,
     ParkingError,
     StoreError,
@@ -40,6 +41,10 @@ EXAMPLES: list[tuple[OmniTasksError, str]] = [
     ),
     (StoreError("acquire 'dep': TimeoutError"), "acquire 'dep': TimeoutError"),
     (StoreReplyError("acquire 'dep': expected a list, got int"), "acquire 'dep': expected a list, got int"),
+    (
+        HoldExpiredError("dep", 604800.4),
+        "held for circuit 'dep' for 604800 s, which is as long as it may be",
+    ),
     (ParkingError("the lot is away"), "the lot is away"),
     (EmbeddedServerError("no server program"), "no server program"),
 ]

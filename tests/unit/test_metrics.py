@@ -4,6 +4,7 @@ A circuit's numbers, as Python reads them and as Prometheus does.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +21,7 @@ from omni_tasks import (
     ResilienceConfiguration,
 )
 from omni_tasks.core.model import FOREVER_MS, Circuit, Override
+from omni_tasks.observe.families import Look, circuit_families
 from omni_tasks.observe.metrics import CircuitCollector
 from omni_tasks.store.base import Reading
 from omni_tasks.store.memory import MemoryStore
@@ -170,7 +172,7 @@ def _exported(manager: CircuitBreakerManager) -> dict[str, float]:
 
 def test_series_have_the_promised_names() -> None:
     """
-    Every circuit is exported under its key as the label `component`, open as 1.
+    Every circuit is exported under its key as the label `component`, open as 1; the other series say nothing else.
     """
     manager = _manager()
     manager.call("dep", int)
@@ -179,15 +181,27 @@ def test_series_have_the_promised_names() -> None:
             manager.call("dep", _fail)
     with pytest.raises(CircuitOpenError):
         manager.call("dep", int)
-    assert _exported(manager) == {
-        "circuit_breaker_store_up": 1.0,
-        'circuit_breaker_requests_total{component="dep"}': 3.0,
-        'circuit_breaker_failures_total{component="dep"}': 2.0,
-        'circuit_breaker_rejected_total{component="dep"}': 1.0,
-        'circuit_breaker_opened_total{component="dep"}': 1.0,
-        'circuit_breaker_failure_rate{component="dep"}': pytest.approx(2 / 3),
-        'circuit_breaker_state{component="dep"}': 1.0,
-    }
+    exported = _exported(manager)
+    assert (
+        exported
+        | {
+            "circuit_breaker_store_up": 1.0,
+            'circuit_breaker_requests_total{component="dep"}': 3.0,
+            'circuit_breaker_failures_total{component="dep"}': 2.0,
+            'circuit_breaker_rejected_total{component="dep"}': 1.0,
+            'circuit_breaker_opened_total{component="dep"}': 1.0,
+            'circuit_breaker_failure_rate{component="dep"}': pytest.approx(2 / 3),
+            'circuit_breaker_state{component="dep"}': 1.0,
+            'circuit_breaker_transitions_total{component="dep",from="closed",to="open"}': 1.0,
+            'circuit_breaker_transitions_total{component="dep",from="open",to="half_open"}': 0.0,
+            'circuit_breaker_transitions_total{component="dep",from="half_open",to="open"}': 0.0,
+            'circuit_breaker_transitions_total{component="dep",from="half_open",to="closed"}': 0.0,
+            'circuit_breaker_info{component="dep",mode="enforce",name="dep_cb"}': 1.0,
+            'circuit_breaker_failure_threshold{component="dep"}': 2.0,
+            'circuit_breaker_recovery_timeout_seconds{component="dep"}': 30.0,
+        }
+        == exported
+    )
 
 
 def test_half_open_is_two() -> None:
@@ -211,4 +225,46 @@ def test_metrics_can_be_switched_off() -> None:
     """
     With ENABLE_RESILIENCE_METRICS=false no circuit is exported.
     """
-    assert _exported(_manager(enable_resilience_metrics=False)) == {"circuit_breaker_store_up": 1.0}
+    exported = _exported(_manager(enable_resilience_metrics=False))
+    assert exported.keys() == {
+        "circuit_breaker_store_up",
+        "circuit_breaker_store_errors_total",
+        "circuit_breaker_monitor_interval_seconds",
+        "circuit_breaker_scrape_duration_seconds",
+    }
+
+
+def test_transitions_are_counted_by_their_ends() -> None:
+    """
+    A circuit that tripped, reopened, closed and tripped again has each change where it belongs.
+    """
+    manager, clock = _manager(), Clock()
+    manager._store = MemoryStore(clock)
+    breaker = manager.register(dataclasses.replace(CONFIG, failure_threshold=1), "dep")
+
+    def changes() -> list[float]:
+        ends = [("closed", "open"), ("open", "half_open"), ("half_open", "open"), ("half_open", "closed")]
+        name = 'circuit_breaker_transitions_total{{component="dep",from="{}",to="{}"}}'
+        return [_exported(manager)[name.format(*each)] for each in ends]
+
+    seen = []
+    for fails in (True, True, False, True):
+        clock.advance(31_000)
+        with pytest.raises(OSError, match="down") if fails else contextlib.nullcontext():
+            breaker.call(_fail if fails else int)
+        seen.append(changes())
+    assert seen == [[1, 0, 0, 0], [1, 1, 1, 0], [1, 2, 1, 1], [2, 2, 1, 1]]
+
+
+def test_durations_are_a_histogram() -> None:
+    """
+    Buckets are cumulative; sum and count are those of the calls that were measured.
+    """
+    circuit = Circuit(gen="g", succeeded=9, took_ms=1_500, durations="1,0,2,0,0,0,0,0,0,0,0,0,0,4")
+    look = Look(CONFIG.name, CONFIG, Reading(circuit=circuit, now_ms=START_MS), _metrics())
+    [family] = [each for each in circuit_families([look]) if each.type == "histogram"]
+    values = {(sample.name.rsplit("_", 1)[1], sample.labels.get("le")): sample.value for sample in family.samples}
+    assert values[("bucket", "0.005")] == values[("bucket", "0.01")] == 1
+    assert values[("bucket", "0.025")] == values[("bucket", "60.0")] == 3
+    assert values[("bucket", "+Inf")] == values[("count", None)] == 7
+    assert values[("sum", None)] == 1.5

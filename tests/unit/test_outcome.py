@@ -48,7 +48,18 @@ def test_an_unknown_claim_is_a_failure(claimed: object) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "milliseconds"),
-    [(30, 30_000), (0.0015, 2), (1e30, 2**40), (None, 0), (0, 0), (-5, 0), (True, 0), ("30", 0)],
+    [
+        (30, 30_000),
+        (0.0015, 2),
+        (1e30, 2**40),
+        (1e308, 2**40),
+        (10**400, 2**40),
+        (None, 0),
+        (0, 0),
+        (-5, 0),
+        (True, 0),
+        ("30", 0),
+    ],
 )
 def test_retry_after_is_read_from_a_failure(seconds: object, milliseconds: int) -> None:
     """
@@ -111,7 +122,50 @@ def test_exceptions_are_included_and_excluded_by_class() -> None:
 
 def test_the_duration_is_reported_in_milliseconds() -> None:
     """
-    A call's own duration goes with its report, never below zero.
+    A call's own duration goes with its report; one that was measured took 1 ms at least, for 0 says that none was.
     """
     assert judge(CONFIG, None, duration=0.25).duration_ms == 250
-    assert judge(CONFIG, None, duration=-1.0).duration_ms == 0
+    assert judge(CONFIG, None, duration=0.0001).duration_ms == 1
+    assert judge(CONFIG, None).duration_ms == judge(CONFIG, None, duration=-1.0).duration_ms == 0
+
+
+def test_a_failure_may_be_enough_alone() -> None:
+    """
+    ``trips_circuit`` opens the circuit at once, and only ``True`` does; ``circuit_reason`` says why.
+    """
+    report = judge(CONFIG, _error(trips_circuit=True, circuit_reason="billing", retry_after=30))
+    assert report == Report(Outcome.FAILURE, 30_000, trip=True, reason="billing")
+    for claimed in (False, None, "yes", 1):
+        assert not judge(CONFIG, _error(trips_circuit=claimed)).trip
+    assert judge(CONFIG, _error(circuit_outcome="ignored", trips_circuit=True)) == Report(Outcome.IGNORED)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [("auth", "auth"), ("two\nlines", "twolines"), ("r" * 65, "r" * 64), (None, ""), (7, ""), (b"raw", "")],
+)
+def test_a_reason_is_short_and_printable(said: object, kept: str) -> None:
+    """
+    A reason is stored and shown: no line breaks, no more than 64 characters, nothing but text.
+    """
+    assert judge(CONFIG, _error(circuit_reason=said)).reason == kept
+
+
+def test_classify_may_trip() -> None:
+    """
+    ``classify`` answers "trip" for a failure that is enough alone, also where the call returned.
+    """
+    config = CircuitBreakerConfig(name="outcome", classify=lambda _error, _result: "trip")
+    assert judge(config, None, {"error": "quota"}) == Report(Outcome.FAILURE, trip=True)
+    assert judge(config, _error(circuit_reason="quota")) == Report(Outcome.FAILURE, trip=True, reason="quota")
+
+
+def test_an_answer_is_what_a_probe_looks_for() -> None:
+    """
+    A neutral error that ``proves_alive`` is a success where it is a probe's; nothing else changes by it.
+    """
+    refused = judge(CONFIG, _error(circuit_outcome="ignored", proves_alive=True))
+    assert (refused.outcome, refused.of_probe().outcome) == (Outcome.IGNORED, Outcome.SUCCESS)
+    for error in (_error(circuit_outcome="ignored"), _error(proves_alive=True), _error(proves_alive="yes"), None):
+        report = judge(CONFIG, error)
+        assert report.of_probe() == report

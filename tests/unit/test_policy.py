@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.wire import Policy
 from omni_tasks.errors import ConfigurationError
 
 #: option -> the least and the most it may be.
@@ -31,6 +32,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_recovery_timeout": (0.001, 2_592_000.0),
     "backoff_factor": (1.0, 10.0),
     "ramp_initial_rate": (1.0, 10_000.0),
+    "jitter": (0.0, 1.0),
+    "stable_seconds": (0.0, 2_592_000.0),
+    "version": (0, 2**31),
+    "max_keys": (1, 100_000),
 }
 
 
@@ -49,6 +54,8 @@ CHOICES: dict[str, list[object]] = {
     "ignored_exceptions": [None, ValueError, [ValueError], (int,), ("OSError",)],
     "counted_exceptions": [None, ValueError, [ValueError], (int,), ("OSError",)],
     "classify": ["failure", 7, True],
+    "fallback_on": ["", "always", None, True],
+    "health_check": ["omni_tasks:check", 7, True],
 }
 
 #: With these, every option alone may take every value of its range.
@@ -78,6 +85,7 @@ def test_defaults() -> None:
         "ignored_exceptions": (),
         "counted_exceptions": (),
         "classify": None,
+        "health_check": None,
         "half_open_max_calls": 1,
         "success_threshold": 1,
         "probe_lease": 30.0,
@@ -85,6 +93,12 @@ def test_defaults() -> None:
         "backoff_factor": 1.0,
         "max_recovery_timeout": 3600.0,
         "ramp_initial_rate": 2.0,
+        "jitter": 0.0,
+        "stable_seconds": 60.0,
+        "version": 0,
+        "max_keys": 1000,
+        "fallback": None,
+        "fallback_on": "refused",
     }
 
 
@@ -92,7 +106,8 @@ def test_every_option_is_in_these_tests() -> None:
     """
     A new option cannot be added without its range being tested here.
     """
-    assert {"name", *RANGES, *CHOICES} == set(CircuitBreakerConfig.option_names())
+    # A fallback may be any value.
+    assert {"name", "fallback", *RANGES, *CHOICES} == set(CircuitBreakerConfig.option_names())
 
 
 @pytest.mark.parametrize("option", RANGES)
@@ -110,7 +125,7 @@ def test_what_is_out_of_range_is_refused(option: str) -> None:
     Beyond either end, and with a value of another type, the message names option, value and range.
     """
     least, most = RANGES[option]
-    wrong = [least - 1, most + 1, -least, math.inf, math.nan, str(least), True, [least]]
+    wrong = [least - 1, most + 1, -least or -1, math.inf, math.nan, 10**400, str(least), True, [least]]
     for value in wrong if option in OPTIONAL else [*wrong, None]:
         with pytest.raises(ConfigurationError) as caught:
             _config(**{**ROOM, option: value})
@@ -130,15 +145,17 @@ def test_a_count_is_whole(option: str) -> None:
         _config(**{option: 1.5})
 
 
-@pytest.mark.parametrize("name", ["a", "n" * 128, "{with} strange: characters"])
+@pytest.mark.parametrize("name", ["a", "n" * 128, "{with} strange: characters", "n" * 128 + ":" + "k" * 200, "a:b:c"])
 def test_names_that_are_allowed(name: str) -> None:
     """
-    Any printable name of up to 128 characters will do.
+    Any printable name of up to 128 characters will do; behind a colon, a key of up to 200.
     """
     assert _config(name=name).name == name
 
 
-@pytest.mark.parametrize("name", ["", "n" * 129, "two\nlines", "\x00", None, 7])
+@pytest.mark.parametrize(
+    "name", ["", "n" * 129, "two\nlines", "\x00", None, 7, "n" * 129 + ":k", "n:" + "k" * 201, "n:\n"]
+)
 def test_names_that_are_refused(name: object) -> None:
     """
     An empty, endless or unprintable name is refused.
@@ -154,6 +171,28 @@ def test_times_cross_the_wire_as_milliseconds() -> None:
     config = _config(recovery_timeout=0.0015, probe_lease=2.5, backoff_factor=1.25, ramp_initial_rate=2.5)
     assert (config.recovery_ms, config.probe_lease_ms) == (2, 2_500)
     assert (config.backoff_permille, config.ramp_initial_mps) == (1_250, 2_500)
+    assert (_config(jitter=0.25).jitter_permille, _config(stable_seconds=1.5).stable_ms) == (250, 1_500)
+
+
+def test_a_policy_is_read_as_it_was_written() -> None:
+    """
+    The numbers of a configuration come back from their text; nothing else is taken for a policy.
+    """
+    policy = _config(version=7).policy
+    assert Policy.parse(policy.text) == policy
+    for text in ("", "1", policy.text + ",1", policy.text.replace(",", " "), policy.text[:-1] + "x", "-" + policy.text):
+        assert Policy.parse(text) is None
+    assert Policy.parse("1" * 400 + policy.text) is None
+
+
+def test_the_highest_version_decides() -> None:
+    """
+    Of two versions the higher one counts; an equal one, one that cannot be read and none leave a policy as it is.
+    """
+    older, newer = _config(version=1).policy, _config(version=2, failure_threshold=9).policy
+    assert older.or_newer(newer.text) == newer
+    for stored in (older.text, newer._replace(failure_limit=1).text, "garbage", ""):
+        assert newer.or_newer(stored) is newer
 
 
 def test_a_cap_below_the_value_it_caps_is_raised() -> None:

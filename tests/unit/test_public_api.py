@@ -31,11 +31,21 @@ FIXED = {
 }
 
 #: Errors to catch, and the held tasks.
-ADDED = {"ConfigurationError", "OmniTasksError", "ParkingError", "StoreError", "UnknownCircuitError", "get_lot"}
+ADDED = {
+    "ConfigurationError",
+    "HoldExpiredError",
+    "OmniTasksError",
+    "ParkingError",
+    "StoreError",
+    "UnknownCircuitError",
+    "get_history",
+    "get_lot",
+}
 
 EXCEPTIONS = [
     (omni_tasks.CircuitOpenError("dep", "open", 1.5), ("circuit", "state", "retry_after")),
     (omni_tasks.ConfigurationError("PORT", -1, "above 0"), ("option", "value", "allowed")),
+    (omni_tasks.HoldExpiredError("dep", 60.0), ("circuit", "held_for")),
     (omni_tasks.OmniTasksError("x"), ()),
     (omni_tasks.ParkingError("x"), ()),
     (omni_tasks.StoreError("x"), ()),
@@ -80,7 +90,7 @@ def test_scripts_are_shipped() -> None:
     """
     The Lua scripts are found as the package's resources, not by a path in a checkout.
     """
-    for part in ("store", "integration"):
+    for part in ("store", "integration", "observe"):
         folder = resources.files(f"omni_tasks.{part}") / "lua"
         assert [file for file in folder.iterdir() if file.name.endswith(".lua")]
 
@@ -145,9 +155,12 @@ def test_the_signals_are_these() -> None:
                 "add_on_open_callback",
                 "add_on_close_callback",
                 "add_on_half_open_callback",
+                "keyed",
+                "keys",
+                "call_with_fallback",
             ],
         ),
-        (omni_tasks.CircuitBreakerManager, ["call", "get", "get_all_metrics", "register", "reset_all"]),
+        (omni_tasks.CircuitBreakerManager, ["call", "get", "get_all_metrics", "keys", "register", "reset_all"]),
     ],
 )
 def test_methods_that_are_promised(owner: type, names: list[str]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytest
@@ -52,12 +53,53 @@ OPTIONS = {
         None,
         "rediss://cache:6380/3",
         "rediss://cache:6380/3",
-        ("http://cache", "cache:6379", "redis:cache", " redis://cache", "redis://cache:port", "redis://[::1", "redis"),
+        (
+            *(
+                "http://cache",
+                "cache:6379",
+                "redis:cache",
+                " redis://cache",
+                "redis://cache:port",
+                "redis://[::1",
+                "redis",
+            ),
+            *("redis+sentinel://cache:26379", "redis+sentinel://cache/", "redis+sentinel://a,,b/primary"),
+            *("redis+sentinel://cache/primary/one", "rediss+sentinel://cache:port/primary", "redis+cluster://cache/3"),
+            *("redis+cluster://", "rediss+cluster://a,[::1", "unix+cluster://cache"),
+        ),
     ),
     "key_prefix": Option("OMNI_KEY_PREFIX", "omni", "shop:eu", "shop:eu", ("a b", "a{b", "a}b", "a\nb", "p" * 65)),
-    "store_timeout": Option("OMNI_STORE_TIMEOUT", 0.25, "0.5", 0.5, ("0", "61", "nan", "x")),
+    "store_timeout": Option("OMNI_STORE_TIMEOUT", 0.2, "0.5", 0.5, ("0", "61", "nan", "x")),
     "store_retry_interval": Option("OMNI_STORE_RETRY_INTERVAL", 1.0, "0.5", 0.5, NO_SECONDS),
+    "max_hold": Option("OMNI_MAX_HOLD", 604_800.0, "0", 0.0, ("-1", "31536001", "nan", "week")),
+    "on_hold_expired": Option("OMNI_ON_HOLD_EXPIRED", "fail", "dead_letter", "dead_letter", ("FAIL", "drop")),
+    "pause_queues": Option(
+        "OMNI_PAUSE_QUEUES",
+        {},
+        '{"a": "database"}',
+        MappingProxyType({"a": "database"}),
+        ("a", "[]", '{"a": 1}', '{"": "b"}'),
+    ),
+    "store_policy": Option("OMNI_STORE_POLICY", "local", "Refuse", "refuse", ("open", "closed", "local,admit")),
     "mover_interval": Option("OMNI_MOVER_INTERVAL", 0.2, "0.05", 0.05, ("0.009", "61", "nan", "x")),
+    "parking": Option("OMNI_PARKING", "broker", "store", "store", ("Broker", "lot", "true")),
+    "alert_sinks": Option("OMNI_ALERT_SINKS", ("log",), "log, proj:page", ("log", "proj:page"), ()),
+    "alert_held_age": Option("OMNI_ALERT_HELD_AGE", 3600.0, "60", 60.0, ("0", "2592001", "nan", "x")),
+    "alert_private_addresses": Option(
+        "OMNI_ALERT_PRIVATE_ADDRESSES", default=False, text="yes", value=True, wrong=NO_BOOLEAN
+    ),
+    "webhook_secret": Option("OMNI_WEBHOOK_SECRET", None, "old new", "old new", (" ",)),
+    "pushgateway_url": Option(
+        "OMNI_PUSHGATEWAY_URL",
+        None,
+        "http://push:9091",
+        "http://push:9091",
+        ("push:9091", "ftp://push", "http://", "http://["),
+    ),
+    "exporter_host": Option("OMNI_EXPORTER_HOST", "127.0.0.1", "::", "::", ("a b", "http://a", "u@a")),
+    "exporter_port": Option("OMNI_EXPORTER_PORT", None, "9808", 9808, ("0", "65536", "x")),
+    "log_format": Option("OMNI_LOG_FORMAT", "json", "console", "console", ("JSON", "text", "pretty")),
+    "log_celery": Option("OMNI_LOG_CELERY", default=False, text="on", value=True, wrong=NO_BOOLEAN),
 }
 
 WRONG = [(option, wrong) for option, row in OPTIONS.items() for wrong in row.wrong]
@@ -112,6 +154,16 @@ def test_celery_configuration_sets_it(option: str) -> None:
         assert getattr(_load({f"omni_{option}": given}), option) == row.value
 
 
+#: Another value of an option whose default cannot be written into the environment.
+OTHERS = {
+    "redis_url": "redis://other",
+    "alert_sinks": "log",
+    "webhook_secret": "another",
+    "pushgateway_url": "http://other",
+    "exporter_port": "9999",
+}
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_environment_is_stronger(option: str) -> None:
     """
@@ -119,8 +171,9 @@ def test_the_environment_is_stronger(option: str) -> None:
     """
     row = OPTIONS[option]
     conf = {f"omni_{option}": row.value}
-    other = str(row.default) if row.default is not None else "redis://other"
-    assert str(getattr(_load(conf, **{row.variable: other}), option)) == other
+    other = OTHERS.get(option, str(row.default))
+    assert getattr(_load(conf, **{row.variable: other}), option) == getattr(_load(**{row.variable: other}), option)
+    assert getattr(_load(conf, **{row.variable: other}), option) != row.value
     assert getattr(_load(conf, **{row.variable: ""}), option) == row.value
     assert getattr(_load({f"omni_{option}": None}), option) == row.default
 

@@ -32,10 +32,10 @@ def test_a_window_over_calls_holds_the_last_ones(calls: list[tuple[bool, bool]],
     """However many calls there were, the window counts the last *window_calls* of them."""
     config, text = _config(window_calls=size), ""
     for failed, slow in calls:
-        text = window.record(text, config, failed=failed, slow=slow, now_ms=0)
+        text = window.record(text, config.policy, failed=failed, slow=slow, now_ms=0)
     last = calls[-size:]
     expected = window.Counts(len(last), sum(failed for failed, _ in last), sum(slow for _, slow in last))
-    assert window.count(text, config, now_ms=0) == expected
+    assert window.count(text, config.policy, now_ms=0) == expected
 
 
 @given(steps=st.lists(st.tuples(st.integers(0, 400), st.booleans(), st.booleans()), max_size=60))
@@ -45,9 +45,9 @@ def test_a_window_over_time_forgets_by_tenths(steps: list[tuple[int, bool, bool]
     seen: deque[tuple[int, bool, bool]] = deque()
     for step_ms, failed, slow in steps:
         now_ms += step_ms
-        text = window.record(text, config, failed=failed, slow=slow, now_ms=now_ms)
+        text = window.record(text, config.policy, failed=failed, slow=slow, now_ms=now_ms)
         seen.append((now_ms, failed, slow))
-        counted = window.count(text, config, now_ms=now_ms)
+        counted = window.count(text, config.policy, now_ms=now_ms)
         surely = [call for call in seen if now_ms - call[0] <= 900]
         perhaps = [call for call in seen if now_ms - call[0] < 1000]
         assert len(surely) <= counted.calls <= len(perhaps)
@@ -58,7 +58,7 @@ def test_a_window_over_time_forgets_by_tenths(steps: list[tuple[int, bool, bool]
 
 def test_a_window_of_another_kind_reads_as_empty() -> None:
     """After the configuration changed from calls to time, the old window counts for nothing."""
-    assert window.count("0101", _config(window_seconds=1.0), now_ms=0) == window.Counts(0, 0, 0)
+    assert window.count("0101", _config(window_seconds=1.0).policy, now_ms=0) == window.Counts(0, 0, 0)
 
 
 class Walk:
