@@ -38,6 +38,7 @@ def test_one_key_is_held_and_the_others_run(stage: Callable[..., Stage]) -> None
     assert _results(waiting) == ["ill"] * 20
     eventually(lambda: play.lot.holding() == [], within=5, what="nothing is held, and the index says so")
     metrics = ill.get_metrics()
+    # Each success was told before its result was written.
     assert (metrics.successful_requests, metrics.outstanding_requests) == (20, 0)
 
 
@@ -79,7 +80,8 @@ def test_a_task_with_a_fallback_is_not_held(stage: Callable[..., Stage], pool: s
     play.worker(pool=pool)
     assert _results(play.send("answering", 1, args=["a"])) == [["a"]]
     play.trip()
-    assert _results(play.send("answering", 3, args=["a"]))[0] == ["a", "CircuitOpenError"]
+    # On a slow machine one of them may be a probe already.
+    assert ["a", "CircuitOpenError"] in _results(play.send("answering", 3, args=["a"]))
     eventually(
         lambda: _results(play.send("answering", 1, args=["a"])) == [["a", "DependencyDownError"]],
         within=20,

@@ -200,25 +200,26 @@ def test_a_shorter_wait_does_not_shorten(provider: RunningProvider, circuit: Cir
     """
     After a Retry-After of 300 s one of 10 s, of a call that was under way already, changes nothing.
     """
-    provider.switch(mode="rate_limit", latency=0.4, retry_after=300)
+    provider.switch(mode="rate_limit", latency=2.0, retry_after=300)
     errors: list[ProviderRateLimited] = []
 
     def call() -> None:
         with pytest.raises(ProviderRateLimited) as caught:
-            ask(provider, generate_article_openai)
+            ask(provider, generate_article_openai, timeout=30.0)
         errors.append(caught.value)
 
     first, second = threading.Thread(target=call), threading.Thread(target=call)
     first.start()
     eventually(lambda: provider.health()["running"] == 1, within=5)
-    time.sleep(0.2)
+    provider.switch(latency=4.0)
     second.start()
+    eventually(lambda: provider.health()["running"] == 2, within=5)
     first.join()
     provider.switch(retry_after=10)
     second.join()
     provider.switch(latency=0.0)
     assert [error.retry_after for error in errors] == [300, 10]
-    assert 298 < circuit.get_metrics().retry_after <= 300
+    assert 290 < circuit.get_metrics().retry_after <= 300
 
 
 def test_a_bad_request_never_opens_the_circuit(provider: RunningProvider, circuit: CircuitBreaker) -> None:

@@ -19,8 +19,8 @@ from tests.support.dependency import Dependency
 from tests.support.eventually import eventually
 from tests.support.peers import Peer, Setup, start
 
-#: Seconds.
-RECOVERY, LEASE = 0.3, 1.0
+#: Seconds; long enough that a busy machine does what has to be done meanwhile.
+RECOVERY, LEASE = 1.0, 2.0
 
 Spawn = Callable[..., list[Peer]]
 
@@ -38,7 +38,7 @@ def dependency(tmp_path: Path) -> Dependency:
 @pytest.fixture
 def spawn(redis_server: EmbeddedServer, key_prefix: str, tmp_path: Path, dependency: Dependency) -> Iterator[Spawn]:
     """
-    Start processes that share one circuit: three failures, open for 0.3 s, a probe has 1 s.
+    Start processes that share one circuit: three failures, open for 1 s, a probe has 2 s.
     """
     assert dependency.calls() == []
     peers: list[Peer] = []
@@ -166,16 +166,16 @@ def test_wrong_wall_clocks_change_nothing(spawn: Spawn, dependency: Dependency) 
     """
     With clocks five minutes fast, five minutes slow and right, a circuit waits, probes and closes as with equal ones.
     """
-    fast, slow, right = spawn(3, clock_offsets=(300.0, -300.0), probe_lease=30.0, recovery_timeout=1.0)
+    fast, slow, right = spawn(3, clock_offsets=(300.0, -300.0), probe_lease=30.0, recovery_timeout=2.0)
     assert fast.ask("now") - slow.ask("now") > 599
     began = time.monotonic()
     _trip(fast, dependency)
     for peer in (fast, slow, right):
         metrics = peer.ask("metrics")
-        assert 0.0 < metrics.retry_after <= 1.0
+        assert 0.0 < metrics.retry_after <= 2.0
         assert 0.0 <= metrics.time_in_current_state < 30.0
     eventually(lambda: slow.ask("call") == "ok", within=10, what="a probe of the slow process")
-    assert time.monotonic() - began >= 1.0
+    assert time.monotonic() - began >= 2.0
     assert [peer.ask("call") for peer in (fast, slow, right)] == ["ok"] * 3
 
 

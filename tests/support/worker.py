@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,15 +91,13 @@ class Worker:
 
     def stop(self) -> None:
         """
-        Warm shutdown; SIGKILL where that does not end it.
+        Warm shutdown; where that does not end it within a minute, SIGKILL and an error.
         """
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(timeout=15)
-            except TimeoutError:
-                self.kill()
-            except Exception:
+                self.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
                 self.kill()
                 raise
         self._log.close()
