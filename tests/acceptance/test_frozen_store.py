@@ -19,6 +19,7 @@ import pytest
 
 from omni_tasks import CircuitBreakerConfig, CircuitBreakerManager, CircuitOpenError, ResilienceConfiguration
 from omni_tasks.embedded import EmbeddedServer, start_server
+from tests.support.stopwatch import waited
 
 pytestmark = pytest.mark.acceptance
 
@@ -28,7 +29,7 @@ PROCESSES, THREADS = 2, 4
 PAUSE = 0.005
 
 #: Seconds of load before, during and after the freeze.
-BEFORE, FROZEN, AFTER = 1.5, 5.0, 1.5
+BEFORE, FROZEN, AFTER = 1.5, 5.0, 3.0
 
 #: What one decision may cost at most, and what is called slow, seconds.
 LONGEST, SLOW = 0.25, 0.15
@@ -40,16 +41,44 @@ CIRCUITS = {
 }
 
 
+@dataclass(frozen=True)
+class Call:
+    """
+    One call of one thread.
+
+    Attributes:
+        began: By the machine's monotonic clock, in seconds.
+
+        seconds: How long it took, without what its thread stood ready to run while no processor was free.
+
+        how: How it ended.
+
+        waited: For how long its thread had stood ready like that in all its life when it began, in seconds.
+    """
+
+    began: float
+    seconds: float
+    how: str
+    waited: float
+
+    @property
+    def ended(self) -> float:
+        """
+        When it ended, or would have, had a processor been free.
+        """
+        return self.began + self.seconds
+
+
 @dataclass
 class Seen:
     """
-    What one process has seen; times are of the machine's monotonic clock, in seconds.
+    What one process has seen.
     """
 
-    #: Begin, end and how it ended, of every call, by thread.
-    calls: list[list[tuple[float, float, str]]] = field(default_factory=list)
-    #: When the circuit that is open in the store was let through or refused.
-    dead: list[tuple[float, bool]] = field(default_factory=list)
+    #: Of the circuit that is closed, by thread.
+    calls: list[list[Call]] = field(default_factory=list)
+    #: Of the circuit that is open in the store.
+    dead: list[Call] = field(default_factory=list)
     #: Log records of ours.
     records: list[str] = field(default_factory=list)
 
@@ -72,8 +101,9 @@ def _load(url: str, prefix: str, pipe: Connection) -> None:
     records, seen = _Records(), Seen()
     logging.getLogger().addHandler(records)
     manager, stop = _manager(url, prefix), threading.Event()
-    threads = [threading.Thread(target=_calls, args=(manager, stop, seen)) for _ in range(THREADS)]
-    threads.append(threading.Thread(target=_look, args=(manager, stop, seen)))
+    seen.calls = [[] for _ in range(THREADS)]
+    threads = [threading.Thread(target=_calls, args=(manager, "well", stop, calls)) for calls in seen.calls]
+    threads.append(threading.Thread(target=_calls, args=(manager, "dead", stop, seen.dead)))
     for thread in threads:
         thread.start()
     pipe.send("ready")
@@ -85,28 +115,18 @@ def _load(url: str, prefix: str, pipe: Connection) -> None:
     pipe.send(seen)
 
 
-def _calls(manager: CircuitBreakerManager, stop: threading.Event, seen: Seen) -> None:
-    calls: list[tuple[float, float, str]] = []
-    seen.calls.append(calls)
+def _calls(manager: CircuitBreakerManager, name: str, stop: threading.Event, calls: list[Call]) -> None:
     while not stop.is_set():
-        began = time.monotonic()
+        began, ready = time.monotonic(), waited("/proc/thread-self")
         try:
-            manager.call("well", int)
-            ended = "passed"
-        except Exception as error:  # noqa: BLE001 - what it was is what is shown
-            ended = repr(error)
-        calls.append((began, time.monotonic(), ended))
-        time.sleep(PAUSE)
-
-
-def _look(manager: CircuitBreakerManager, stop: threading.Event, seen: Seen) -> None:
-    while not stop.is_set():
-        try:
-            manager.call("dead", int)
-            refused = False
+            manager.call(name, int)
+            how = "passed"
         except CircuitOpenError:
-            refused = True
-        seen.dead.append((time.monotonic(), refused))
+            how = "refused"
+        except Exception as error:  # noqa: BLE001 - what it was is what is shown
+            how = repr(error)
+        took = time.monotonic() - began
+        calls.append(Call(began, took - (waited("/proc/thread-self") - ready), how, ready))
         time.sleep(PAUSE)
 
 
@@ -151,36 +171,45 @@ def test_a_frozen_store_costs_one_slow_decision(server: EmbeddedServer, key_pref
 
     def freeze() -> None:
         time.sleep(BEFORE)
-        moments.append(time.monotonic())
         server.pause()
-        time.sleep(FROZEN)
         moments.append(time.monotonic())
+        time.sleep(FROZEN)
         server.resume()
+        moments.append(time.monotonic())
         time.sleep(AFTER)
 
     processes: list[Seen] = _run(_load, (server.url, key_prefix), freeze)
     frozen, thawed = moments
     for seen in processes:
         calls = [call for thread in seen.calls for call in thread]
-        assert {ended for _, _, ended in calls} == {"passed"}
-        slow = sorted((b, e) for b, e, _ in calls if e - b > SLOW and b > frozen - LONGEST)
+        assert {call.how for call in calls} == {"passed"}
+        slow = [call for call in calls if call.seconds > SLOW and call.began > frozen - LONGEST]
         # Those that were under way, together; each thread once.
         assert 1 <= len(slow) <= THREADS
-        assert max(ended for _, ended in slow) - slow[0][0] <= LONGEST
-        assert all(began < frozen + LONGEST for began, _ in slow)
-        healthy = _rate(calls, frozen - BEFORE + 0.5, frozen)
-        alone = _rate(calls, slow[-1][1], thawed)
-        print(f"{healthy:.0f} calls/s before, {alone:.0f} alone, slow: {[round(e - b, 3) for b, e in slow]}")  # noqa: T201
+        assert max(call.ended for call in slow) - min(call.began for call in slow) <= LONGEST
+        assert all(call.began < frozen + LONGEST for call in slow)
+        healthy = _rate(seen.calls, frozen - BEFORE + 0.5, frozen)
+        alone = _rate(seen.calls, max(call.ended for call in slow), thawed)
+        figures = f"{healthy:.0f} calls/s before, {alone:.0f} alone, slow: {[round(call.seconds, 3) for call in slow]}"
+        print(figures)  # noqa: T201 - the figures
         assert alone >= 0.9 * healthy
-        right = max((at for at, refused in seen.dead if not refused), default=thawed) - thawed
+        wrong = [call for call in seen.dead if call.began > thawed and call.how == "passed"]
+        right = wrong[-1].ended - thawed - (wrong[-1].waited - wrong[0].waited) if wrong else 0.0
         print(f"right again after {right:.3f} s")  # noqa: T201 - the figure
         assert right <= 1.0
-        assert any(refused for at, refused in seen.dead if at > thawed + 1.0)
+        assert any(call.how == "refused" for call in seen.dead if call.began > thawed + 1.0)
         assert seen.records == ["degraded", "recovered"]
 
 
-def _rate(calls: list[tuple[float, float, str]], begin: float, end: float) -> float:
-    return sum(begin <= began and ended <= end for began, ended, _ in calls) / (end - begin)
+def _rate(threads: list[list[Call]], begin: float, end: float) -> float:
+    """
+    Count the calls a second in that time, without the time that their threads stood ready.
+    """
+    rate = 0.0
+    for thread in threads:
+        calls = [call for call in thread if begin <= call.began and call.ended <= end]
+        rate += len(calls) / (end - begin - (calls[-1].waited - calls[0].waited))
+    return rate
 
 
 def _suffer(url: str, prefix: str, pipe: Connection) -> None:
