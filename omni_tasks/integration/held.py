@@ -4,12 +4,15 @@ Held tasks, wherever they wait: what a place to wait must do, and how a held mes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from kombu.message import Message
+
+from omni_tasks.errors import ParkingError
 
 __all__ = [
     "CIRCUIT_HEADER",
@@ -23,6 +26,7 @@ __all__ = [
     "Limits",
     "Parking",
     "held_task",
+    "setting_aside",
     "whole",
 ]
 
@@ -146,6 +150,22 @@ class Parking(Protocol):
         """
         The first *limit* tasks in the order they will leave.
         """
+
+
+@contextmanager
+def setting_aside() -> Iterator[None]:
+    """
+    Around the steps that park a message: whatever goes wrong in them, it must stay where it is, or it would be lost.
+
+    Raises:
+        ParkingError: Something went wrong.
+    """
+    try:
+        yield
+    except ParkingError:
+        raise
+    except Exception as error:
+        raise ParkingError(f"the task could not be set aside: {type(error).__name__}: {error}") from error
 
 
 def held_task(circuit: str, headers: Mapping[str, Any]) -> HeldTask:

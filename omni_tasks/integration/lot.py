@@ -35,6 +35,7 @@ from omni_tasks.integration.held import (
     HeldTask,
     Limits,
     held_task,
+    setting_aside,
     whole,
 )
 
@@ -100,7 +101,7 @@ class Lot:
         Raises:
             ParkingError: It could not be set aside; it must stay unacknowledged.
         """
-        try:
+        with setting_aside():
             headers = message.headers
             holds = whole(headers.get(HOLDS_HEADER)) + 1
             since_ms = whole(headers.get(HELD_SINCE_HEADER))
@@ -115,11 +116,6 @@ class Lot:
                     self._remember_ms, int(behind), round(limits.expires * 1000), round(limits.longest * 1000),
                 ],
             )  # fmt: skip
-        except ParkingError:
-            raise
-        except Exception as error:
-            # Whatever it is, the message must stay where it is: anything else would lose it.
-            raise ParkingError(f"the task could not be set aside: {type(error).__name__}: {error}") from error
         return holds
 
     def is_superseded(self, message: Message) -> bool:

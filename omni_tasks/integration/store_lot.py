@@ -31,6 +31,7 @@ from omni_tasks.integration.held import (
     HeldTask,
     Limits,
     held_task,
+    setting_aside,
     whole,
 )
 from omni_tasks.integration.ledger import Ledger
@@ -88,7 +89,7 @@ class StoreLot:
         Raises:
             ParkingError: It could not be set aside; it must stay unacknowledged.
         """
-        try:
+        with setting_aside():
             holds = whole(message.headers.get(HOLDS_HEADER)) + 1
             since = whole(message.headers.get(HELD_SINCE_HEADER)) or self._ledger.now_ms()
             ours = {CIRCUIT_HEADER: circuit, HOLDS_HEADER: holds, HELD_SINCE_HEADER: str(since), TICKET_HEADER: None}
@@ -102,11 +103,6 @@ class StoreLot:
                     self._ledger.remember_ms, int(behind), 0, 0,
                 ],
             )  # fmt: skip
-        except ParkingError:
-            raise
-        except Exception as error:
-            # Whatever it is, the message must stay where it is: anything else would lose it.
-            raise ParkingError(f"the task could not be set aside: {type(error).__name__}: {error}") from error
         return holds
 
     def is_superseded(self, message: Message) -> bool:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from omni_tasks.events import log
 from omni_tasks.observe.notification import Notification
@@ -95,28 +95,39 @@ class LogSink:
 
 
 @dataclass(frozen=True, slots=True)
-class WebhookSink:
+class _HttpSink:
     """
-    A POST of the notification as JSON, signed as *Standard Webhooks* has it.
+    Where it is, and what it may be.
 
     Attributes:
-        secrets: Keys of the signature; with two, the old one stays good while receivers change over.
-
         private: Whether the address may be one that is not public, and the scheme plain http.
     """
 
     url: str = field(repr=False)
-    secrets: tuple[bytes, ...] = field(repr=False)
     private: bool = False
-    kind: str = "webhook"
     refreshed: bool = False
+
+    kind: ClassVar[str]
 
     @property
     def name(self) -> str:
         """
         Its kind, and a fingerprint of the URL.
         """
-        return _named(self.kind, self.url)
+        return f"{self.kind}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSink(_HttpSink):
+    """
+    A POST of the notification as JSON, signed as *Standard Webhooks* has it.
+
+    Attributes:
+        secrets: Keys of the signature; with two, the old one stays good while receivers change over.
+    """
+
+    secrets: tuple[bytes, ...] = field(repr=False, kw_only=True)
+    kind = "webhook"
 
     def send(self, notifications: Sequence[Notification]) -> None:
         """
@@ -145,7 +156,7 @@ class WebhookSink:
 
 
 @dataclass(frozen=True, slots=True)
-class AlertmanagerSink:
+class AlertmanagerSink(_HttpSink):
     """
     Prometheus' Alertmanager, by its API of version 2.
 
@@ -155,17 +166,10 @@ class AlertmanagerSink:
         every: Seconds between two ticks of the monitor.
     """
 
-    url: str = field(repr=False)
-    every: float = 0.0
-    kind: str = "alertmanager"
+    private: bool = True
     refreshed: bool = True
-
-    @property
-    def name(self) -> str:
-        """
-        Its kind, and a fingerprint of the URL.
-        """
-        return _named(self.kind, self.url)
+    every: float = 0.0
+    kind = "alertmanager"
 
     def send(self, notifications: Sequence[Notification]) -> None:
         """
@@ -176,7 +180,7 @@ class AlertmanagerSink:
         """
         body = json.dumps([self._alert(note) for note in notifications]).encode()
         url = f"{self.url.rstrip('/')}/api/v2/alerts"
-        post(url, body, {"Content-Type": "application/json"}, within=WITHIN, private=True)
+        post(url, body, {"Content-Type": "application/json"}, within=WITHIN, private=self.private)
 
     def _alert(self, note: Notification) -> dict[str, Any]:
         holds = max(timedelta(seconds=self.every) * _ALERTMANAGER_TICKS, _ALERTMANAGER_HOLDS)
@@ -194,22 +198,12 @@ class AlertmanagerSink:
 
 
 @dataclass(frozen=True, slots=True)
-class SlackSink:
+class SlackSink(_HttpSink):
     """
     An incoming webhook of Slack's, or of one that takes the same JSON.
     """
 
-    url: str = field(repr=False)
-    private: bool = False
-    kind: str = "slack"
-    refreshed: bool = False
-
-    @property
-    def name(self) -> str:
-        """
-        Its kind, and a fingerprint of the URL.
-        """
-        return _named(self.kind, self.url)
+    kind = "slack"
 
     def send(self, notifications: Sequence[Notification]) -> None:
         """
@@ -247,10 +241,6 @@ class CallableSink:
         """
         for note in notifications:
             self.function(note)
-
-
-def _named(kind: str, url: str) -> str:
-    return f"{kind}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
 
 
 def _for_slack(note: Notification) -> str:
