@@ -29,7 +29,6 @@ from omni_tasks.observe.history import Recorder
 from omni_tasks.observe.lane import Lane
 from omni_tasks.observe.metrics import CircuitCollector
 from omni_tasks.observe.notification import Episode, Notification
-from omni_tasks.observe.push import push
 from omni_tasks.observe.rules import RATE_WINDOW, RULES, TRIPS_WINDOW, Facts, Finding, judge
 from omni_tasks.observe.scripts import open_client
 from omni_tasks.observe.sink_entries import open_sinks
@@ -193,6 +192,9 @@ class Monitor:
         url = self._manager.settings.pushgateway_url
         if url is None:
             return
+        # Brings an HTTP client, as in sinks.py.
+        from omni_tasks.observe.push import push  # noqa: PLC0415
+
         try:
             self._push_lane.run(lambda: push(url, self._registry), within=_PUSH_PATIENCE)
         except OSError as error:

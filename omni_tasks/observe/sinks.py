@@ -9,14 +9,13 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Protocol
 
 from omni_tasks.events import log
 from omni_tasks.observe.notification import Notification
-from omni_tasks.observe.post import post
 from omni_tasks.observe.rules import RULES
 
 __all__ = ["WITHIN", "AlertmanagerSink", "CallableSink", "LogSink", "Sink", "SlackSink", "WebhookSink"]
@@ -26,6 +25,8 @@ WITHIN = 5.0
 
 #: How long Alertmanager takes an alert to be firing that is not posted again: so many ticks, and at least so long.
 _ALERTMANAGER_TICKS, _ALERTMANAGER_HOLDS = 3, timedelta(minutes=5)
+
+_JSON = {"Content-Type": "application/json"}
 
 
 class Sink(Protocol):
@@ -116,6 +117,11 @@ class _HttpSink:
         """
         return f"{self.kind}-{hashlib.sha256(self.url.encode()).hexdigest()[:8]}"
 
+    def _post(self, body: bytes, headers: Mapping[str, str] = _JSON, *, url: str = "") -> None:
+        from omni_tasks.observe.post import post  # noqa: PLC0415 - an HTTP client: not for who imports omni_tasks
+
+        post(url or self.url, body, headers, within=WITHIN, private=self.private)
+
 
 @dataclass(frozen=True, slots=True)
 class WebhookSink(_HttpSink):
@@ -138,7 +144,7 @@ class WebhookSink(_HttpSink):
         """
         for note in notifications:
             body = note.to_json().encode()
-            post(self.url, body, self.headers(note, body, int(time.time())), within=WITHIN, private=self.private)
+            self._post(body, self.headers(note, body, int(time.time())))
 
     def headers(self, note: Notification, body: bytes, timestamp: int) -> dict[str, str]:
         """
@@ -147,7 +153,7 @@ class WebhookSink(_HttpSink):
         signed = b".".join([note.id.encode(), str(timestamp).encode(), body])
         digests = [hmac.digest(secret, signed, hashlib.sha256) for secret in self.secrets]
         return {
-            "Content-Type": "application/json",
+            **_JSON,
             "User-Agent": "omni_tasks",
             "webhook-id": note.id,
             "webhook-timestamp": str(timestamp),
@@ -179,8 +185,7 @@ class AlertmanagerSink(_HttpSink):
             DeliveryError: They were not taken.
         """
         body = json.dumps([self._alert(note) for note in notifications]).encode()
-        url = f"{self.url.rstrip('/')}/api/v2/alerts"
-        post(url, body, {"Content-Type": "application/json"}, within=WITHIN, private=self.private)
+        self._post(body, url=f"{self.url.rstrip('/')}/api/v2/alerts")
 
     def _alert(self, note: Notification) -> dict[str, Any]:
         holds = max(timedelta(seconds=self.every) * _ALERTMANAGER_TICKS, _ALERTMANAGER_HOLDS)
@@ -213,8 +218,7 @@ class SlackSink(_HttpSink):
             DeliveryError: It was not taken.
         """
         text = "\n".join(_for_slack(note) for note in notifications)
-        body = json.dumps({"text": text}).encode()
-        post(self.url, body, {"Content-Type": "application/json"}, within=WITHIN, private=self.private)
+        self._post(json.dumps({"text": text}).encode())
 
 
 @dataclass(frozen=True, slots=True)
