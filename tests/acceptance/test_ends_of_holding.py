@@ -113,6 +113,7 @@ def test_an_operator_speaks_through_celery_control(stage: Callable[..., Stage]) 
     assert say(play, "held_drain", circuit="dep", count=0)["error"].startswith("count must be a whole number")
     say(play, "circuit_release", circuit="dep")
     assert result.get(timeout=20)["holds"] == 2
+    eventually(lambda: play.breaker.get_metrics().total_requests == 1, within=5, what="its run is counted")
     say(play, "circuit_force_close", circuit="dep", actor="ann", reason="it is well")
     assert play.breaker.state == "closed"
     say(play, "circuit_reset", circuit="dep")

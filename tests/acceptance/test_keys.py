@@ -37,9 +37,9 @@ def test_one_key_is_held_and_the_others_run(stage: Callable[..., Stage]) -> None
     play.dependency.set(up=True)
     assert _results(waiting) == ["ill"] * 20
     eventually(lambda: play.lot.holding() == [], within=5, what="nothing is held, and the index says so")
-    metrics = ill.get_metrics()
-    # Each success was told before its result was written.
-    assert (metrics.successful_requests, metrics.outstanding_requests) == (20, 0)
+    # A busy process's last success is told a moment later.
+    eventually(lambda: ill.get_metrics().outstanding_requests == 0, within=5, what="all have reported")
+    assert ill.get_metrics().successful_requests == 20
 
 
 def test_a_key_function_that_raises_stops_no_worker(stage: Callable[..., Stage]) -> None:
@@ -64,7 +64,7 @@ def test_a_key_without_room_is_held_under_its_circuit(stage: Callable[..., Stage
     play.breaker.keyed("only").force_open()
     play.worker()
     assert _results(play.send("keyed", 3, args=["well"])) == ["well"] * 3
-    assert play.breaker.get_metrics().successful_requests == 3
+    eventually(lambda: play.breaker.get_metrics().successful_requests == 3, within=5, what="counted by the circuit")
     play.trip()
     waiting = play.send("keyed", 5, args=["well"])
     eventually(lambda: play.held() >= 4, within=20, what="held under the circuit")
