@@ -85,7 +85,7 @@ class ResilienceConfiguration:
         store_policy: What happens to calls while the store is away: ``"admit"`` lets all run, ``"refuse"`` none,
             ``"local"`` decides in each process for itself.
 
-        mover_interval: Time between two looks of a worker at the held tasks.  > 0.
+        mover_interval: Time between two looks of a worker at the held tasks; while a circuit ramps at most 0.05.  > 0.
 
         max_hold: Longest time a task may be held, where it names none itself.  0 for ever.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,13 @@ __all__ = ["MoverStep", "let_others_follow", "move_held_tasks"]
 
 logger = logging.getLogger(__name__)
 
-#: Every so many ticks a mover also looks at circuits that hold nothing, to end their ramps.
-_SWEEP_TICKS = 10
+#: Every so many looks a mover also looks at circuits that hold nothing, to end their ramps.
+_SWEEP_LOOKS = 10
+
+#: Seconds between two looks while a circuit ramps.  Its bucket holds what is earned in 0.2 s: where a look comes later,
+#: starts are lost.  And what leaves at one look meets the dependency as one burst.  A look that took longer itself is
+#: not hurried, for the worker's loop waits meanwhile.
+_RAMP_INTERVAL = 0.05
 
 #: Held tasks per circuit whose revokes are looked up in one go.
 _LOOKED_AT = 200
@@ -165,12 +171,13 @@ class MoverStep(bootsteps.StartStopStep):
         """
         super().__init__(consumer, **kwargs)
         self._entry: Any = None
-        self._ticks = 0
+        self._ticks, self._look_ticks = 0, 1
+        self._hurried = False
         self._failing = False
 
     def start(self, consumer: Any) -> None:
         """
-        Look at the lot every ``omni_mover_interval`` seconds.
+        Look at the lot every ``omni_mover_interval`` seconds, and more often while a circuit ramps.
         """
         self.stop(consumer)
         integration = integration_of(consumer.app)
@@ -180,7 +187,9 @@ class MoverStep(bootsteps.StartStopStep):
         except ConfigurationError:
             # Only with resilience off: the start is refused otherwise.
             return
-        self._entry = consumer.timer.call_repeatedly(integration.settings.mover_interval, self._tick, (integration,))
+        interval = integration.settings.mover_interval
+        self._look_ticks = max(round(interval / _RAMP_INTERVAL), 1)
+        self._entry = consumer.timer.call_repeatedly(interval / self._look_ticks, self._tick, (integration,))
 
     def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's own signature
         """
@@ -197,11 +206,14 @@ class MoverStep(bootsteps.StartStopStep):
         give_up_what_waits(integration_of(consumer.app))
 
     def _tick(self, integration: Integration) -> None:
-        # An exception that left a timer would be logged by Celery at every tick.
         self._ticks += 1
+        if self._ticks % self._look_ticks and not self._hurried:
+            return
+        began = time.monotonic()
+        # An exception that left a timer would be logged by Celery at every tick.
         try:
             park_what_waits(integration)
-            move_held_tasks(integration, sweep=self._ticks % _SWEEP_TICKS == 0)
+            move_held_tasks(integration, sweep=self._ticks % (self._look_ticks * _SWEEP_LOOKS) == 0)
         except (redis.RedisError, OSError, ParkingError) as error:
             if not self._failing:
                 logger.error("Held tasks cannot be moved: %s; going on trying", error)  # noqa: TRY400 - one line
@@ -212,3 +224,4 @@ class MoverStep(bootsteps.StartStopStep):
             if self._failing:
                 logger.warning("Held tasks can be moved again")
             self._failing = False
+        self._hurried = bool(integration.ramping) and time.monotonic() < began + _RAMP_INTERVAL

@@ -4,9 +4,11 @@ The mover and the lot's index: it looks at circuits that hold tasks, and at no o
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import Empty
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -16,7 +18,7 @@ from kombu.connection import Connection
 from omni_tasks import init_app
 from omni_tasks.embedded import EmbeddedServer
 from omni_tasks.integration.install import Integration, integration_of
-from omni_tasks.integration.mover import move_held_tasks
+from omni_tasks.integration.mover import MoverStep, move_held_tasks
 from omni_tasks.store.reports import send_all
 
 
@@ -116,6 +118,34 @@ def test_a_keys_ramp_ends(integration: Integration) -> None:
     assert integration.ramping == {"a:key"}
     move_held_tasks(integration, sweep=True)
     assert integration.ramping == set()
+
+
+class _Timer:
+    """
+    The worker's timer; what it is to repeat is called by the test.
+    """
+
+    def call_repeatedly(self, seconds: float, function: Callable[..., None], arguments: tuple[object, ...]) -> None:
+        self.seconds, self.tick = seconds, functools.partial(function, *arguments)
+
+
+def test_while_a_circuit_ramps_the_mover_looks_more_often(integration: Integration, redis_client: redis.Redis) -> None:
+    """At every tick of 50 ms, else at every fourth: no start that was earned is lost for a look that comes late."""
+    timer = _Timer()
+    MoverStep(None).start(SimpleNamespace(app=integration.app, timer=timer))
+    assert timer.seconds == 0.05
+
+    def looks(ticks: int) -> int:
+        redis_client.config_resetstat()
+        for _ in range(ticks):
+            timer.tick()
+        return int(redis_client.info("commandstats")["cmdstat_smembers"]["calls"])
+
+    assert looks(8) == 2
+    _hold(integration, "a", 20)
+    # The next look finds that it ramps.
+    assert looks(4) == 1
+    assert looks(4) == 4
 
 
 def test_with_resilience_off_everything_leaves(integration: Integration) -> None:
