@@ -105,7 +105,7 @@ class CircuitBreaker(GuardedBlocks):
 
     # The life of a permit.
 
-    def acquire(
+    def acquire(  # noqa: PLR0913 - what a call may say of itself; all of it can be left out
         self,
         *,
         permit_id: str | None = None,
@@ -113,6 +113,7 @@ class CircuitBreaker(GuardedBlocks):
         paced: bool = False,
         ticket: str = "",
         health: bool = False,
+        here: bool = False,
     ) -> Admission:
         """
         Ask for a permit; whoever gets one must settle it.
@@ -129,6 +130,8 @@ class CircuitBreaker(GuardedBlocks):
             health: Whether the call is a health check.  It may run as a probe while the circuit waits; its
                 success ends the wait, and the next call probes.
 
+            here: Whether this process itself settles the permit.
+
         Returns:
             The answer.  Only a granted one carries a permit.
         """
@@ -138,6 +141,7 @@ class CircuitBreaker(GuardedBlocks):
             paced=paced,
             ticket=ticket,
             health=health,
+            here=here,
         )
         admission = self._store.acquire(self.config, request)
         self._announcer.tell(self, admission.transition)
@@ -148,7 +152,9 @@ class CircuitBreaker(GuardedBlocks):
             return replace(admission, watched=True)
         return admission
 
-    def ask(self, *, lease: float = 0.0, paced: bool = False, ticket: str = "") -> tuple[CircuitBreaker, Admission]:
+    def ask(
+        self, *, lease: float = 0.0, paced: bool = False, ticket: str = "", here: bool = False
+    ) -> tuple[CircuitBreaker, Admission]:
         """
         Ask for a permit, as :meth:`acquire`, here or, where there is no room for another key, of the parent.
 
@@ -157,15 +163,15 @@ class CircuitBreaker(GuardedBlocks):
         """
         parent = self.parent
         if parent is None:
-            return self, self.acquire(lease=lease, paced=paced, ticket=ticket)
+            return self, self.acquire(lease=lease, paced=paced, ticket=ticket, here=here)
         if self._listed or time.monotonic() >= parent._full_until_monotonic:  # noqa: SLF001 - one of its own kind
-            admission = self.acquire(lease=lease, paced=paced, ticket=ticket)
+            admission = self.acquire(lease=lease, paced=paced, ticket=ticket, here=here)
             if not admission.crowded:
                 return self, admission
             parent._full_until_monotonic = time.monotonic() + _FULL_FOR  # noqa: SLF001 - see above
         if not parent.enabled:
             return parent, Admission(permit=None, state=CircuitState.CLOSED, watched=True)
-        return parent, parent.acquire(lease=lease, paced=paced, ticket=ticket)
+        return parent, parent.acquire(lease=lease, paced=paced, ticket=ticket, here=here)
 
     def settle(self, permit: Permit, report: Report) -> Settlement:
         """

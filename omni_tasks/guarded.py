@@ -154,7 +154,7 @@ class GuardedCall:
             CircuitOpenError: Refused.
         """
         if self._asks:
-            self._take(*self.breaker.ask())
+            self._take(*self.breaker.ask(here=True))
         self._begin()
 
     async def enter_async(self) -> None:
@@ -194,7 +194,7 @@ class GuardedCall:
         return self.breaker.enabled and not self.breaker.is_held
 
     def _ask_for_loop(self) -> None:
-        answer = self.breaker.ask()
+        answer = self.breaker.ask(here=True)
         with self._lock:
             if not self._abandoned:
                 self._take(*answer)

@@ -128,6 +128,8 @@ class Circuit:
             writes it; empty where none has a version.
 
         last_op: The operator's last word by its id, and what it was answered: it is followed once.
+
+        quiet: What it says to busy processes, see :mod:`omni_tasks.core.quiet`; a store sets it whenever it writes.
     """
 
     gen: str = ""
@@ -171,6 +173,7 @@ class Circuit:
     durations: str = ""
     policy: str = ""
     last_op: str = ""
+    quiet: str = ""
     calls: Mapping[str, int] = field(default_factory=dict)
     probes: Mapping[str, int] = field(default_factory=dict)
 
@@ -225,6 +228,8 @@ class Request:
         ticket: ``gen:epoch`` of the :class:`Draw` that already paid for this start, or ``""``.
 
         health: Whether this is a health check, which may ask the dependency also while the circuit waits.
+
+        here: Whether this process itself will report how the call ended.
     """
 
     permit_id: str
@@ -232,6 +237,7 @@ class Request:
     paced: bool = False
     ticket: str = ""
     health: bool = False
+    here: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

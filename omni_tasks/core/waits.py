@@ -14,7 +14,7 @@ from omni_tasks.core.ramp import CALL, bound_ramp
 from omni_tasks.core.steps import ticket
 from omni_tasks.core.wire import Policy
 
-__all__ = ["chance", "left_open", "open_time", "retry_after", "tidy"]
+__all__ = ["chance", "lapse", "left_open", "open_time", "retry_after", "tidy"]
 
 
 def open_time(circuit: Circuit, policy: Policy, *, retry_after_ms: int) -> int:
@@ -83,6 +83,13 @@ def tidy(circuit: Circuit, policy: Policy, now_ms: int) -> Circuit:
     circuit = bound_ramp(_bound_waits(circuit, policy, now_ms), least_mps=policy.ramp_initial_mps)
     if circuit.override is not Override.AUTO and now_ms >= circuit.override_until_ms:
         circuit = replace(circuit, override=Override.AUTO, override_until_ms=0, epoch=circuit.epoch + 1)
+    return lapse(circuit, policy, now_ms)
+
+
+def lapse(circuit: Circuit, policy: Policy, now_ms: int) -> Circuit:
+    """
+    End the leases whose time has come.
+    """
     calls = {permit: deadline for permit, deadline in circuit.calls.items() if deadline > now_ms}
     expired = circuit.expired + len(circuit.calls) - len(calls)
     # A worker that died mid-probe never reports: its lease frees the slot, and proves nothing.  One that

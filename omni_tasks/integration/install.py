@@ -31,7 +31,7 @@ from omni_tasks.observe import logs
 from omni_tasks.observe.monitor import Monitor, intervals
 from omni_tasks.settings import ResilienceConfiguration
 from omni_tasks.store.connect import connect
-from omni_tasks.store.reports import send_all
+from omni_tasks.store.quiet import tell_all
 from omni_tasks.store.schema import command_key
 
 if TYPE_CHECKING:
@@ -310,4 +310,4 @@ def get_lot(app: Celery) -> Parking:
 @celery_signals.worker_process_shutdown.connect(weak=False)
 def _send_reports(**_kwargs: Any) -> None:
     # A prefork child ends without atexit.
-    send_all()
+    tell_all()

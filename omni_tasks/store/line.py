@@ -1,9 +1,8 @@
 """
-The connections of one process to one server, and the reports that wait to be taken along.
+The connections of one process to one server.
 
-redis-py makes the connections and speaks the protocol.  What is ours is what goes into one write: a report that can
-change nothing waits for the process's next question and goes in front of it, so that a call costs one write and one
-read.
+redis-py makes the connections and speaks the protocol.  What is ours is that many commands go in one write, and that
+a server which falls silent costs the process one wait, not one a thread.
 """
 
 from __future__ import annotations
@@ -16,13 +15,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-import redis
 from redis.connection import ConnectionInterface
 from redis.exceptions import ConnectionError as LostConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as NoAnswerError
-
-from omni_tasks.store.reports import Reports
 
 __all__ = ["Lines", "bulk", "command"]
 
@@ -100,13 +96,15 @@ class Lines:
         self._start_anew()
         _all.add(self)
 
-    def ask(self, commands: Sequence[bytes]) -> list[Any]:
+    def ask(self, commands: Sequence[bytes], *, again: bool = True) -> list[Any]:
         """
-        Send all *commands* in one write, behind the reports that wait, and wait for every answer.
+        Send all *commands* in one write, and wait for every answer.
 
         Args:
-            commands: Packed.  Sent again, once, when a connection that was idle turns out to be closed: every
-                script takes a repetition as one.
+            commands: Packed.
+
+            again: Whether they are sent again, once, when a connection that was idle turns out to be closed:
+                where a repetition is taken as one.
 
         Returns:
             One answer a command; a refusal is a ``ResponseError`` among them.
@@ -115,33 +113,13 @@ class Lines:
             RedisError: No answer.  When it was a deadline that passed, every other thread that waits for this
                 server stops waiting too: one stall in the process, not one a thread.
         """
-        reports = self._reports.take()
-        everything = [*reports, *commands]
         line = self._take()
         try:
-            answers = self._ask(line, everything) if line else self._ask_anew(everything)
+            return self._ask(line, commands) if line else self._ask_anew(commands)
         except LostConnectionError:
-            if line is None:
+            if line is None or not again:
                 raise
-            answers = self._ask_anew(everything)
-        # A report that is refused is lost, and its permit's lease takes the permit back.
-        return answers[len(reports) :]
-
-    def leave(self, report: bytes) -> bool:
-        """
-        Leave *report* to the next question, if one is to be expected soon.
-
-        Returns:
-            Whether it was left; if not, it must be asked.
-        """
-        return self._reports.leave(report)
-
-    def flush(self) -> None:
-        """
-        Send what was left.  A server that does not take it costs the reports only.
-        """
-        with suppress(redis.RedisError, OSError):
-            self.ask([])
+            return self._ask_anew(commands)
 
     def close(self) -> None:
         """
@@ -154,7 +132,6 @@ class Lines:
         # The last used first: the others may be closed one day, for want of use.
         self._idle: deque[_Line] = deque()
         self._busy: set[_Line] = set()
-        self._reports = Reports(self.flush)
 
     def _ask_anew(self, commands: Sequence[bytes]) -> list[Any]:
         line = _Line(self._make())
@@ -217,8 +194,8 @@ _all: weakref.WeakSet[Lines] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
-    # The sockets, the answers on them and the reports that wait are the parent's.  At once: of the child's threads
-    # none may meet what another one is about to replace.
+    # The sockets and the answers on them are the parent's.  At once: of the child's threads none may meet what another
+    # one is about to replace.
     for lines in tuple(_all):
         lines._start_anew()  # noqa: SLF001 - of this module
 

@@ -31,6 +31,7 @@ from omni_tasks.core.model import (
 )
 from omni_tasks.core.outcome import Report
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.quiet import Told, marked, tally
 from omni_tasks.store.base import CANDIDATES, LOG_LENGTH, Reading
 
 __all__ = ["MemoryStore", "steady_clock"]
@@ -83,6 +84,15 @@ class MemoryStore:
             circuit, answer = machine.settle(self._get(config), config, permit, report, now_ms=now_ms)
             self._put(config, circuit, answer.transition, now_ms)
         return answer
+
+    def tally(self, config: CircuitBreakerConfig, told: Told) -> bool:
+        """
+        Hear of calls that were let in while the circuit was quiet; of use to the tests, which compare stores.
+        """
+        with self._lock:
+            before, now_ms = self._get(config), self._now_ms()
+            self._put(config, tally(before, config, told, now_ms=now_ms), None, now_ms)
+        return told.gen == before.gen
 
     def draw(self, config: CircuitBreakerConfig, wanted: int) -> Draw:
         """
@@ -174,6 +184,7 @@ class MemoryStore:
 
     def _put(self, config: CircuitBreakerConfig, circuit: Circuit, transition: Transition | None, now_ms: int) -> None:
         parent, key = split_key(config.name)
+        circuit = marked(circuit, config)
         if key and circuit == self._get(config):
             # Nothing to keep, so nothing to list.
             return

@@ -4,7 +4,7 @@ Circuits shared through Redis: encode, one script, decode.  Nothing is decided h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
 from urllib.parse import unquote
@@ -16,6 +16,7 @@ from redis.exceptions import RedisClusterException
 from omni_tasks.core.keys import SEPARATOR, split_key
 from omni_tasks.core.model import (
     Admission,
+    CircuitState,
     Draw,
     LogRecord,
     Override,
@@ -25,12 +26,15 @@ from omni_tasks.core.model import (
     Transition,
     Word,
 )
-from omni_tasks.core.outcome import Outcome, Report
+from omni_tasks.core.outcome import Report
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.quiet import Told
 from omni_tasks.errors import StoreError, StoreReplyError
 from omni_tasks.store import replies
 from omni_tasks.store.base import CANDIDATES, LOG_LENGTH, Reading
 from omni_tasks.store.connect import connect, connect_cluster
+from omni_tasks.store.line import bulk, command
+from omni_tasks.store.quiet import QuietCalls, QuietCircuit
 from omni_tasks.store.schema import (
     STANDALONE,
     VERBS,
@@ -67,7 +71,7 @@ class RedisStore:
         *,
         prefix: str = "omni",
         now_ms: Callable[[], int] | None = None,
-        leave_successes: bool = False,
+        trust_quiet: bool = False,
     ) -> None:
         """
         Keep circuits under *prefix*.
@@ -79,15 +83,15 @@ class RedisStore:
 
             now_ms: Unix ms, in tests.  Production leaves it out and reads the server's clock.
 
-            leave_successes: Whether a busy process may leave a success that cannot change the
-                circuit's state to its next question.  Its settlement is then the one it will have
-                unless its lease has ended: applied, closed.
+            trust_quiet: Whether a busy process may let calls in by a circuit's own word that it is quiet,
+                and tell it of them within 0.1 s.
         """
         self._prefix = prefix
         self._now_ms = now_ms
-        self._leaves = leave_successes
+        self._trusts = trust_quiet
         self._scripts = Scripts(client, {verb: script_text(verb) for verb in (*VERBS, *STANDALONE)})
         self._questions: dict[str, tuple[CircuitBreakerConfig, Question]] = {}
+        self._quiet = QuietCalls(self._quiet_circuit)
 
     @classmethod
     def at(cls, url: str, *, timeout: float, prefix: str = "omni") -> Self:
@@ -102,13 +106,15 @@ class RedisStore:
             prefix: First part of every key.
         """
         if parse(url).kind == "cluster":
-            return cls(partial(connect_cluster, url, timeout=timeout), prefix=prefix, leave_successes=True)
-        return cls(connect(url, timeout=timeout), prefix=prefix, leave_successes=True)
+            return cls(partial(connect_cluster, url, timeout=timeout), prefix=prefix, trust_quiet=True)
+        return cls(connect(url, timeout=timeout), prefix=prefix, trust_quiet=True)
 
     def acquire(self, config: CircuitBreakerConfig, request: Request) -> Admission:
         """
         Decide whether one more call may run.
         """
+        if self._trusts and request.here and (admission := self._peek(config, request)):
+            return admission
         admission = self._acquire(config, request)
         if admission.crowded and self.forget(config):
             admission = self._acquire(config, request)
@@ -119,10 +125,27 @@ class RedisStore:
         asked = (request.permit_id, request.lease_ms, paced, _bytes(request.ticket), health, config.max_keys)
         return self._run("acquire", config, asked, partial(replies.admission, request))
 
+    def _peek(self, config: CircuitBreakerConfig, request: Request) -> Admission | None:
+        circuit = self._quiet.of(config)
+        if circuit is None or not circuit.is_busy():
+            return None
+        try:
+            answer = self._scripts.peek(self._question(config).keys[0], circuit.question)
+        except FAILURES as error:
+            raise _store_error("acquire", config, error) from error
+        permit = circuit.admit(answer, request)
+        if permit is None:
+            return None
+        self._quiet.keep_telling()
+        return Admission(permit=permit, state=CircuitState.CLOSED)
+
     def settle(self, config: CircuitBreakerConfig, permit: Permit, report: Report) -> Settlement:
         """
         Take a finished call's report.
         """
+        circuit = self._quiet.known(config.name)
+        if circuit is not None and circuit.end(permit, report):
+            return replies.COUNTED
         asked = (
             permit.id,
             _bytes(permit.gen),
@@ -134,9 +157,18 @@ class RedisStore:
             int(report.trip),
             _bytes(report.reason),
         )
-        if self._leaves and _changes_nothing(config, permit, report) and self._leave("settle", config, asked):
-            return replies.COUNTED
         return self._run("settle", config, asked, replies.settlement)
+
+    def tally(self, config: CircuitBreakerConfig, told: Told) -> bool:
+        """
+        Hear of calls that were let in while the circuit was quiet.
+
+        Returns:
+            Whether it is the incarnation that they were let into.
+        """
+        running = [argument for permit in told.running.items() for argument in permit]
+        asked = (_bytes(told.gen), told.epoch, told.succeeded, told.slow, told.took_ms, told.durations, *running)
+        return self._run("tally", config, asked, replies.tally, again=False)
 
     def draw(self, config: CircuitBreakerConfig, wanted: int) -> Draw:
         """
@@ -156,6 +188,7 @@ class RedisStore:
         """
         Close the circuit and clear what it has counted; its log goes on.
         """
+        self._tell([config])
         return self._run("reset", config, _word(word), partial(replies.followed, word))
 
     def read(self, configs: Sequence[CircuitBreakerConfig]) -> list[Reading]:
@@ -164,6 +197,7 @@ class RedisStore:
         """
         if not configs:
             return []
+        self._tell(configs)
         try:
             questions = [Question(self._question(config).keys[:3]) for config in configs]
             answers = self._scripts.run_many("snapshot", questions, [self._now()])
@@ -225,9 +259,11 @@ class RedisStore:
         config: CircuitBreakerConfig,
         arguments: Sequence[Argument],
         read: Callable[[Any], Answer],
+        *,
+        again: bool = True,
     ) -> Answer:
         try:
-            answer = self._scripts.run(verb, self._question(config), [self._now(), *arguments])
+            answer = self._scripts.run(verb, self._question(config), [self._now(), *arguments], again=again)
         except FAILURES as error:
             raise _store_error(verb, config, error) from error
         try:
@@ -235,11 +271,14 @@ class RedisStore:
         except (AttributeError, TypeError, ValueError) as error:
             raise StoreReplyError(f"{verb} {config.name!r}: cannot read the answer {answer!r}") from error
 
-    def _leave(self, verb: str, config: CircuitBreakerConfig, arguments: Sequence[Argument]) -> bool:
-        try:
-            return self._scripts.leave(verb, self._question(config), [self._now(), *arguments])
-        except FAILURES as error:
-            raise _store_error(verb, config, error) from error
+    def _tell(self, configs: Iterable[CircuitBreakerConfig]) -> None:
+        for config in configs:
+            if circuit := self._quiet.known(config.name):
+                circuit.tell()
+
+    def _quiet_circuit(self, config: CircuitBreakerConfig) -> QuietCircuit:
+        question = command(bulk("HGET"), bulk(self._question(config).keys[0]), bulk("quiet"), count=3)
+        return QuietCircuit(config, question, partial(self.tally, config))
 
     def _question(self, config: CircuitBreakerConfig) -> Question:
         known = self._questions.get(config.name)
@@ -253,12 +292,6 @@ class RedisStore:
 
     def _now(self) -> int | str:
         return self._now_ms() if self._now_ms else ""
-
-
-def _changes_nothing(config: CircuitBreakerConfig, permit: Permit, report: Report) -> bool:
-    # A probe's success may close the circuit.  Under a rate rule a success may be the call that makes the window
-    # large enough to judge.  Any other success only counts, ends a row of failures and speeds a ramp up.
-    return report.outcome is Outcome.SUCCESS and not (permit.probe or config.failure_rate_ppm or config.slow_rate_ppm)
 
 
 def _store_error(verb: str, config: CircuitBreakerConfig, error: Exception) -> StoreError:

@@ -12,7 +12,7 @@ from omni_tasks.core.model import Admission, CircuitState, Draw, Permit, Request
 from omni_tasks.store.base import Reading
 from omni_tasks.store.schema import circuit_from_reply
 
-__all__ = ["COUNTED", "admission", "draw", "followed", "reading", "settlement", "text"]
+__all__ = ["COUNTED", "admission", "draw", "followed", "reading", "settlement", "tally", "text"]
 
 #: What becomes of a success while nothing is going on.
 COUNTED = Settlement(applied=True, state=CircuitState.CLOSED)
@@ -20,13 +20,8 @@ COUNTED = Settlement(applied=True, state=CircuitState.CLOSED)
 
 def admission(request: Request, answer: Any) -> Admission:
     """
-    Read what acquire.lua or _quiet_acquire.lua says to *request*.
+    Read what acquire.lua says to *request*.
     """
-    if isinstance(answer, bytes):
-        # Of the quiet path: the call is admitted, and nothing has changed.
-        epoch, _, gen = answer.partition(b" ")
-        permit = Permit(request.permit_id, text(gen), int(epoch), probe=False)
-        return Admission(permit=permit, state=CircuitState.CLOSED)
     kind, gen, epoch, state, retry_after_ms, previous, failures, reason = answer
     if kind == b"crowded":
         return Admission(permit=None, state=_state(state), crowded=True)
@@ -41,10 +36,8 @@ def admission(request: Request, answer: Any) -> Admission:
 
 def settlement(answer: Any) -> Settlement:
     """
-    Read what settle.lua or _quiet_settle.lua says.
+    Read what settle.lua says.
     """
-    if answer == 1:
-        return COUNTED
     applied, state, open_ms, previous, epoch, failures, reason = answer
     return Settlement(
         applied=bool(applied),
@@ -52,6 +45,14 @@ def settlement(answer: Any) -> Settlement:
         retry_after_ms=open_ms,
         transition=_transition(previous, state, epoch, failures, text(reason)),
     )
+
+
+def tally(answer: Any) -> bool:
+    """
+    Read what tally.lua says.
+    """
+    [known] = answer
+    return bool(known)
 
 
 def draw(answer: Any) -> Draw:

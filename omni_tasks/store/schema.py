@@ -18,7 +18,6 @@ from omni_tasks.core.ramp import CALL
 from omni_tasks.errors import StoreReplyError
 
 __all__ = [
-    "QUIET",
     "STANDALONE",
     "VERBS",
     "alerts_key",
@@ -37,15 +36,12 @@ __all__ = [
 ]
 
 #: One script a verb; file name = verb = store method.
-VERBS = ("acquire", "settle", "draw", "force", "reset")
-
-#: Verbs that answer by themselves while the circuit is closed and nothing is going on.
-QUIET = ("acquire", "settle")
+VERBS = ("acquire", "settle", "tally", "draw", "force", "reset")
 
 #: Scripts that do not take the prelude in front.
 STANDALONE = ("snapshot", "forget")
 
-_TEXT_FIELDS = ("gen", "window", "reason", "durations", "policy", "last_op")
+_TEXT_FIELDS = ("gen", "window", "reason", "durations", "policy", "last_op", "quiet")
 _INT_FIELDS = tuple(f.name for f in fields(Circuit) if isinstance(f.default, int))
 
 
@@ -84,10 +80,7 @@ def script_parts(verb: str) -> tuple[str, ...]:
     """
     The files a verb's script is made of, in order.
     """
-    if verb in STANDALONE:
-        return (verb,)
-    quiet = ("_quiet", f"_quiet_{verb}") if verb in QUIET else ()
-    return (*quiet, "_prelude", verb)
+    return (verb,) if verb in STANDALONE else ("_prelude", verb)
 
 
 def part_text(part: str) -> str:

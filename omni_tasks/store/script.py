@@ -67,7 +67,7 @@ class Scripts:
         self._shas[name] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         self._packed.clear()
 
-    def run(self, name: str, question: Question, arguments: Sequence[Argument]) -> Any:
+    def run(self, name: str, question: Question, arguments: Sequence[Argument], *, again: bool = True) -> Any:
         """
         Run one script in one round trip.
 
@@ -78,11 +78,13 @@ class Scripts:
 
             arguments: The time first, then what comes after the constant ones.
 
+            again: Whether it may be sent twice, as for :meth:`Lines.ask`.
+
         Raises:
             RedisError: No answer, or a refusal.
         """
         lines = self._where.lines(question.keys[0])
-        answer = self._ask(lines, [self._pack(name, question, arguments)])[0]
+        answer = self._ask(lines, [self._pack(name, question, arguments)], again=again)[0]
         return self._followed(answer, name, question, arguments)
 
     def run_many(self, name: str, questions: Sequence[Question], arguments: Sequence[Argument]) -> list[Any]:
@@ -110,18 +112,21 @@ class Scripts:
             for answer, arguments in zip(answers, commands, strict=True)
         ]
 
-    def leave(self, name: str, question: Question, arguments: Sequence[Argument]) -> bool:
+    def peek(self, key: str, packed: bytes) -> Any:
         """
-        Leave one script's call to the next question on its way to the same server.
+        Run one plain command about *key*, packed.
 
         Returns:
-            Whether it was left; if not, :meth:`run` it.
-        """
-        return self._where.lines(question.keys[0]).leave(self._pack(name, question, arguments))
+            The answer; a refusal is a ``ResponseError``.
 
-    def _ask(self, lines: Lines, commands: list[bytes]) -> list[Any]:
+        Raises:
+            RedisError: No answer.
+        """
+        return self._ask(self._where.lines(key), (packed,))[0]
+
+    def _ask(self, lines: Lines, commands: Sequence[bytes], *, again: bool = True) -> list[Any]:
         try:
-            return lines.ask(commands)
+            return lines.ask(commands, again=again)
         except Exception:
             self._where.failed()
             raise

@@ -13,12 +13,10 @@ import redis
 
 from omni_tasks.core.model import Circuit, CircuitState, Override, Permit, Word
 from omni_tasks.core.outcome import SUCCESS, Outcome, Report
-from omni_tasks.core.policy import CircuitBreakerConfig
 from omni_tasks.core.ramp import bound_ramp
 from omni_tasks.core.wire import Policy
 from omni_tasks.store.redis import RedisStore
 from omni_tasks.store.schema import circuit_keys, script_text
-from tests.proof.patched import patched_store
 from tests.support.bench import FAILURE
 from tests.support.clock import Clock
 from tests.support.stand import CONFIG, Stand
@@ -273,28 +271,3 @@ def test_no_lost_key_wedges_the_circuit(
         shared.clock.advance(admission.retry_after_ms)
         assert shared.clock.now_ms <= deadline_ms
         admission = shared.ask()
-
-
-@pytest.mark.parametrize("value", [b"", b"-5", b"1e20", b"1.5", b"x", b"nan", b"0x10", b" 7 ", b"99999999999999999999"])
-def test_a_damaged_field_is_the_same_on_the_quiet_path(
-    value: bytes, redis_client: redis.Redis, key_prefix: str
-) -> None:
-    """
-    Each field of a quiet circuit, damaged: the short way and the whole rules answer alike and leave the same.
-    """
-    config = CircuitBreakerConfig(name="quiet", failure_threshold=3)
-    never_quiet = [("_quiet", "quiet = {", "local _ = {")]
-    for field in {field.name for field in fields(Circuit)} - {"calls", "probes"}:
-        seen: list[object] = []
-        for prefix, patches in ((f"{key_prefix}a", []), (f"{key_prefix}b", never_quiet)):
-            clock = Clock()
-            stand = Stand(patched_store(redis_client, prefix=prefix, patches=patches, now_ms=clock), clock)
-            stand.store.reset(config, Word(op_id="new"))
-            for duration_ms in (3, 4):
-                stand.run(Report(Outcome.SUCCESS, duration_ms=duration_ms), config)
-            key = circuit_keys(prefix, config.name)[0]
-            redis_client.hset(key, field, value)
-            answers = [stand.run(Report(Outcome.SUCCESS, duration_ms=6), config) for _ in range(2)]
-            seen.append((answers, redis_client.hgetall(key), stand.read(config).calls))
-            redis_client.delete(*circuit_keys(prefix, config.name))
-        assert seen[0] == seen[1], field

@@ -15,6 +15,7 @@ from omni_tasks.core import durations
 from omni_tasks.core.model import Admission, Override, Permit, Request, Word
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.quiet import Told
 from omni_tasks.store.base import Reading, Store
 from omni_tasks.store.memory import MemoryStore
 from omni_tasks.store.redis import RedisStore
@@ -64,17 +65,20 @@ def test_both_stores_walk_the_same_path(seed: int, redis_client: redis.Redis, ke
     """Any sequence of verbs and clock steps leaves memory and Redis with equal answers and equal circuits."""
     rng = random.Random(seed)
     clock, configs = Clock(), _configs(rng)
-    stores: list[Store] = [MemoryStore(clock), RedisStore(redis_client, prefix=key_prefix, now_ms=clock)]
+    shared = RedisStore(redis_client, prefix=key_prefix, now_ms=clock)
+    stores: list[MemoryStore | RedisStore] = [MemoryStore(clock), shared]
     permits: list[Permit] = []
     for step in range(STEPS):
         clock.advance(rng.choice(CLOCK_STEPS_MS))
-        ask = _question(rng, rng.choice(configs), permits, step)
+        config = rng.choice(configs)
+        tell = _tells(rng, config, permits, step) if rng.random() < 0.1 else None
+        ask = tell or _question(rng, config, permits, step)
         answers = [ask(store) for store in stores]
         assert answers[0] == answers[1], step
         if isinstance(answers[0], Admission) and answers[0].permit:
             permits.append(answers[0].permit)
-        memory, shared = (asdict(store.read(configs[:1])[0]) for store in stores)
-        assert memory == shared, step
+        one, other = (asdict(store.read(configs[:1])[0]) for store in stores)
+        assert one == other, step
         _check_accounts(stores[0].read(configs[:1])[0])
     logs = [store.log(configs[0]) for store in stores]
     assert logs[0] == logs[1]
@@ -120,6 +124,28 @@ def _question(
         health=rng.random() < 0.1,
     )
     return lambda store: store.acquire(config, request)
+
+
+def _tells(
+    rng: random.Random, config: CircuitBreakerConfig, permits: list[Permit], step: int
+) -> Callable[[MemoryStore | RedisStore], object]:
+    """
+    Calls of a process that trusted the circuit's word: of the last epoch, an earlier one, or of a circuit long lost.
+    """
+    of = rng.choice([*permits[-3:], Permit("", "lost", step, probe=False)])
+    took_ms = rng.choices([0, 5, 6, 100, 60_001], k=rng.randrange(4))
+    running = {f"t{step - back}": rng.choice([0, 10_000]) for back in range(rng.randrange(3))}
+    permits.extend(Permit(permit_id, of.gen, of.epoch, probe=False) for permit_id in running)
+    told = Told(
+        gen=of.gen,
+        epoch=of.epoch,
+        running=running,
+        succeeded=len(took_ms),
+        slow=rng.randrange(2),
+        took_ms=sum(took_ms),
+        durations=durations.written(filter(None, took_ms)),
+    )
+    return lambda store: store.tally(config, told)
 
 
 def _word(step: int) -> Word:

@@ -18,10 +18,11 @@ import redis
 from omni_tasks.core import durations, held, model, ramp
 from omni_tasks.core.model import Override, Permit, Request, Word
 from omni_tasks.core.outcome import SUCCESS
+from omni_tasks.core.quiet import Told
 from omni_tasks.core.wire import Policy
 from omni_tasks.store import base
 from omni_tasks.store.redis import RedisStore
-from omni_tasks.store.schema import QUIET, STANDALONE, VERBS, script_text
+from omni_tasks.store.schema import STANDALONE, VERBS, script_text
 from tests.support.stand import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,12 +33,14 @@ PRELUDE = ROOT / "omni_tasks" / "store" / "lua" / "_prelude.lua"
 FORBIDDEN = {"KEYS", "SCAN", "HSCAN", "SSCAN", "ZSCAN", "EVAL", "EVALSHA", "FLUSHDB", "FLUSHALL", "RANDOMKEY"}
 
 PERMIT = Permit("p", "g", 1, probe=False)
+TOLD = Told(gen="g", epoch=1, running={"p": 0}, succeeded=1, took_ms=3, durations=durations.written([3]))
 KEYED = replace(CONFIG, name=f"{CONFIG.name}:key")
 
 #: One call of each verb; no argument contains a blank.
 CALLS: dict[str, Callable[[RedisStore], object]] = {
     "acquire": lambda store: store.acquire(CONFIG, Request(permit_id="p", ticket="g:1")),
     "settle": lambda store: store.settle(CONFIG, PERMIT, SUCCESS),
+    "tally": lambda store: store.tally(CONFIG, TOLD),
     "draw": lambda store: store.draw(CONFIG, 7),
     "force": lambda store: store.force(CONFIG, Override.AUTO, Word(op_id="o"), ttl_ms=5),
     "reset": lambda store: store.reset(CONFIG, Word(op_id="o")),
@@ -124,9 +127,8 @@ def test_every_script_is_in_these_tests() -> None:
     The store's folder holds its verbs, the readers and the prelude, and nothing else.
     """
     there = {path.stem for path in FILES if path.parent == PRELUDE.parent}
-    in_front = {"_prelude", "_quiet", *(f"_quiet_{verb}" for verb in QUIET)}
-    assert there == {*VERBS, *STANDALONE, *in_front}
-    assert set(CALLS) == there - in_front
+    assert there == {*VERBS, *STANDALONE, "_prelude"}
+    assert set(CALLS) == {*VERBS, *STANDALONE}
 
 
 def test_the_header_is_complete(lua: Lua) -> None:
@@ -214,7 +216,7 @@ def test_tables_are_the_same_on_both_sides() -> None:
     numbers = re.findall(r"(\w+) = n\[(\d+)\]", PRELUDE.read_text())
     assert numbers == [(name, str(number)) for number, name in enumerate(Policy._fields, 1)]
     assert f"is_numbers(c.policy, {len(numbers)})" in PRELUDE.read_text()
-    assert table(PRELUDE.with_name("_quiet_settle.lua"), "BOUNDS_MS") == [str(bound) for bound in durations.BOUNDS_MS]
+    assert table(PRELUDE.with_name("settle.lua"), "BOUNDS_MS") == [str(bound) for bound in durations.BOUNDS_MS]
     actions = [f"{override.value} = '{action}" for override, action in model.ACTIONS.items()]
     assert table(PRELUDE.with_name("force.lua"), "ACTIONS") == actions
 
@@ -243,8 +245,6 @@ def test_calls_pass_what_the_header_asks_for(verb: str, redis_client: redis.Redi
     keys, arguments = len(lua.declared("KEYS")[0]), len(lua.declared("ARGV")[0])
     assert words[2] == str(keys)
     assert len(words) == 3 + keys + arguments
-    # Without a circuit no verb answers by less than the whole rules.
-    redis_client.delete(words[3])
     reply = redis_client.evalsha(words[1], keys, *words[3:])
     assert isinstance(reply, list)
     assert len(reply) == len(lua.reply)

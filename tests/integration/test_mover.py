@@ -19,7 +19,7 @@ from omni_tasks import init_app
 from omni_tasks.embedded import EmbeddedServer
 from omni_tasks.integration.install import Integration, integration_of
 from omni_tasks.integration.mover import MoverStep, move_held_tasks
-from omni_tasks.store.reports import send_all
+from omni_tasks.store.quiet import tell_all
 
 
 @pytest.fixture
@@ -100,13 +100,13 @@ def test_the_work_does_not_grow_with_the_circuits(integration: Integration, redi
 
     _hold(integration, "a:0", 2)
     integration.manager.get("a:0").force_open()
-    send_all()
+    tell_all()
     commands()
     few = commands()
     for number in range(1, 500):
         integration.manager.get(f"a:{number}").call(int)
     # A success may wait for the next question, which would be the mover's.
-    send_all()
+    tell_all()
     assert commands() == few
 
 

@@ -9,6 +9,18 @@ from __future__ import annotations
 __all__ = ["MUTANTS"]
 
 _PRELUDE = [
+    (
+        "c.state == 'closed' and c.override == 'auto'",
+        "c.override == 'auto'",
+        "an open circuit is taken for a quiet one",
+    ),
+    (" and c.override == 'auto' and c.failures", " and c.failures", "the operator's word is not heard by the busy"),
+    (" and c.failures == 0\n", "\n", "a success does not end a row of failures at once"),
+    ("and c.ramp_rate_mps == 0 and", "and", "a ramp neither limits nor grows"),
+    (" and policy.failure_rate_ppm == 0", "", "a rule over failures is not fed"),
+    (" and policy.slow_rate_ppm == 0", "", "a rule over slow calls is not fed"),
+    ("local calm = c.gen ~= '' and", "local calm =", "a circuit without a name speaks"),
+    ("string.format('%.0f ', c.epoch) .. c.gen", "'1 ' .. c.gen", "the word is of another epoch"),
     ("= 1000000, 200, 500", "= 1000000, 300, 500", "the ramp saves up too much"),
     ("= 70, 85, 20", "= 80, 85, 20", "a failure cuts the ramp too little"),
     ("= 70, 85, 20", "= 70, 90, 20", "slow growth begins too close to the rate that failed"),
@@ -34,7 +46,7 @@ _PRELUDE = [
     ("  bound('closed_at_ms', now)\n", "", "the last closing stays in the future"),
     ("now >= c.override_until_ms then", "now > c.override_until_ms then", "an override ends 1 ms late"),
     ("    set('override', 'auto')\n", "", "an override never ends"),
-    ("    add('epoch', 1)\n  end\n  local gone", "  end\n  local gone", "an override ends within its epoch"),
+    ("    add('epoch', 1)\n  end\n  lapse()", "  end\n  lapse()", "an override ends within its epoch"),
     ("KEYS[2], '-inf', now)", "KEYS[2], '-inf', now - 1)", "a call's lease lasts 1 ms longer"),
     ("KEYS[3], '-inf', now)", "KEYS[3], '-inf', now - 1)", "a probe's lease lasts 1 ms longer"),
     ("add('expired', gone)", "add('expired', 1)", "many lapsed leases count as one"),
@@ -201,63 +213,34 @@ _RESET = [
     ("if known then return known end\n", "", "a reset said again resets again"),
 ]
 
-_QUIET = [
-    ("(read[2] or 'closed') == 'closed'", "true", "an open circuit is taken for a quiet one"),
-    ("(read[3] or 'auto') == 'auto'", "true", "the operator's word is not heard while the circuit is closed"),
-    (
-        "(read[4] == ARGV[2] or (read[4] or '') == '' and string.sub",
-        "(true or string.sub",
-        "a newer policy is not heard",
-    ),
-    (" and string.sub(ARGV[2], 1, 2) == '0,'", "", "a newer policy is not kept"),
-    ("and call('ZCARD', KEYS[3]) == 0", "", "a silent probe stays for ever while nothing else happens"),
-    ("if there and read[8] == 0 then", "if there then", "a ramp neither limits nor grows"),
-    ("if read[9] <= now and", "if", "after a step back the last change stays in the future"),
-]
-
-_QUIET_ACQUIRE = [
-    ("if quiet.of_key then redis.call('ZADD', KEYS[5], quiet.now, quiet.of_key) end", "", "a key in use is forgotten"),
-    ("or tonumber(first[2]) > quiet.now)", "or true)", "leases do not end while nothing is going on"),
-    ("tonumber(first[2]) > quiet.now", "tonumber(first[2]) >= quiet.now", "a lease lasts 1 ms longer in quiet"),
-    (
-        "math.max(tonumber(ARGV[4]), tonumber(longest_lease_ms))",
-        "tonumber(longest_lease_ms)",
-        "a long call has no lease",
-    ),
-    ("deadline, epoch .. ':' .. ARGV[3]", "deadline, ARGV[3]", "a permit is put where nobody looks for it"),
-    ("quiet.admitted + 1", "quiet.admitted + 2", "an admission counts twice"),
-    ("ARGV[3]) == 1 then", "ARGV[3]) < 2 then", "a question asked again is counted again"),
-]
-
-_QUIET_SETTLE = [
-    (
-        "if quiet.of_key then redis.call('ZADD', KEYS[5], quiet.now, quiet.of_key) end",
-        "",
-        "a report is no use of a key",
-    ),
-    ("ARGV[7] ~= 'success' or ", "", "a failure counts as a success"),
-    (" or quiet.failures > 0 then return false", " then return false", "a success does not end a row of failures"),
-    (",0,0,0,')", ",%d+,%d+,%d+,')", "a rule over a rate is not fed"),
-    ("start = string.find(text, ',', start, true) + 1", "", "all calls count as the shortest"),
-    ("duration_ms > BOUNDS_MS[range]", "duration_ms >= BOUNDS_MS[range]", "a bound belongs to the longer range"),
-    ("count + 1", "count + 2", "a duration counts twice"),
-    ("type(call('ZSCORE', KEYS[2], permit)) == 'string'", "true", "a second report counts again"),
-    ("    redis.call('ZREM', KEYS[2], permit)\n", "", "a permit is never taken back"),
-    ("quiet.succeeded + 1", "quiet.succeeded", "a success is not counted"),
-    ("quiet.successes_in_a_row + 1", "1", "a row of successes never grows"),
-    ("quiet.took_ms + duration_ms", "duration_ms", "the sum of durations is the last one"),
-    ("string.format('%.0f', quiet.now),", "'0',", "the last success has no moment"),
+_TALLY = [
+    ("if c.gen ~= given_in then", "if false then", "calls of a lost circuit count"),
+    ("if c.gen ~= '' then add('stale', succeeded) end", "", "calls of a lost circuit are not stale"),
+    ("adopt()\n", "", "a newer policy is not kept"),
+    ("lapse()\n", "", "leases do not end while a process is busy"),
+    ("math.max(tonumber(ARGV[i + 1]), policy.longest_lease_ms)", "policy.longest_lease_ms", "a long call has no lease"),
+    ("epoch .. ':' .. ARGV[i]", "ARGV[i]", "a permit is put where nobody looks for it"),
+    ("'NX', ", "", "a call told twice is given longer"),
+    ("add('admitted', call('ZADD'", "add('admitted', 1 or call('ZADD'", "a call told twice is admitted twice"),
+    ("  add('admitted', succeeded)\n", "", "an admission is not counted"),
+    ("add('succeeded', succeeded)", "add('succeeded', 1)", "many successes count as one"),
+    ("add('successes_in_a_row', succeeded)", "set('successes_in_a_row', succeeded)", "a row of successes never grows"),
+    ("add('slow', tonumber(ARGV[6]))", "", "slow calls are not counted"),
+    ("add('took_ms', took_ms)", "set('took_ms', took_ms)", "the sum of durations is the last one"),
+    ("if took_ms > 0 then add_durations() end", "add_durations()", "calls nobody measured are counted as measured"),
+    ("calls + more[i]", "calls", "durations are not counted"),
+    ("  set('last_success_ms', now)\n", "", "the last success has no moment"),
+    ("c.state == 'closed' and epoch", "epoch", "a success of old changes an open circuit"),
+    (" and epoch == string.format('%.0f', c.epoch) then", " then", "a success of an earlier epoch ends a row"),
 ]
 
 MUTANTS = [
     (file, *mutant)
     for file, mutants in (
-        ("_quiet", _QUIET),
-        ("_quiet_acquire", _QUIET_ACQUIRE),
-        ("_quiet_settle", _QUIET_SETTLE),
         ("_prelude", _PRELUDE),
         ("acquire", _ACQUIRE),
         ("settle", _SETTLE),
+        ("tally", _TALLY),
         ("draw", _DRAW),
         ("force", _FORCE),
         ("reset", _RESET),

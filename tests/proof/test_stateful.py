@@ -11,7 +11,7 @@ import os
 import uuid
 from collections import Counter
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 from hypothesis import HealthCheck, settings
@@ -41,12 +41,15 @@ from omni_tasks.core.model import (
 )
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.quiet import Told, marked, tally
 from omni_tasks.core.steps import permit_key
 from omni_tasks.core.wire import Policy
 from omni_tasks.store.redis import RedisStore
 from omni_tasks.store.schema import circuit_keys
 from tests.proof.patched import stored_permits
 from tests.support.clock import Clock
+
+T = TypeVar("T")
 
 DEFAULT_STEPS = 5_000
 STEPS_PER_WALK = 50
@@ -56,7 +59,7 @@ LEGAL = {("closed", "open"), ("open", "half_open"), ("half_open", "closed"), ("h
 #: What a report that is not of the current epoch may change: nothing that decides about the next call.
 REPORTED = {
     *("calls", "probes", "succeeded", "failed", "ignored", "stale", "slow"),
-    *("successes_in_a_row", "last_failure_ms", "last_success_ms", "took_ms", "durations"),
+    *("successes_in_a_row", "last_failure_ms", "last_success_ms", "took_ms", "durations", "quiet"),
 }
 
 CONFIGS = st.builds(
@@ -204,11 +207,36 @@ class Walk(RuleBasedStateMachine):
         The mover asks how many held tasks may go.
         """
         self._begin("draw")
-        self.model, expected = held.draw(self.model, self.config, wanted=wanted, now_ms=self.clock.now_ms)
+        self.model, expected = self._marked(held.draw(self.model, self.config, wanted=wanted, now_ms=self.clock.now_ms))
         assert self.store.draw(self.config, wanted) == expected
         self._note(expected.transition)
         self._check_arrow(lapsed=True)
         self._check_waits()
+
+    @rule(data=st.data(), took_ms=st.lists(st.sampled_from([0, 5, 6, 60_001]), max_size=3), running=st.integers(0, 2))
+    def tell(self, data: st.DataObject, took_ms: list[int], running: int) -> None:
+        """
+        A process tells of calls it let in while the circuit said that it was quiet: now, or long ago.
+        """
+        gen, epoch = data.draw(st.sampled_from(sorted(self.epochs | {("lost", 1)})))
+        self._begin("tally")
+        told = Told(
+            gen=gen,
+            epoch=epoch,
+            running={f"p{self._number()}": 0 for _ in range(running)},
+            succeeded=len(took_ms),
+            took_ms=sum(took_ms),
+            durations=durations.written(filter(None, took_ms)),
+        )
+        self.model = marked(tally(self.model, self.config, told, now_ms=self.clock.now_ms), self.config)
+        assert self.store.tally(self.config, told) == (gen == self.before.gen)
+        if gen == self.before.gen:
+            self.permits.extend(Permit(permit_id, gen, epoch, probe=False) for permit_id in told.running)
+        # I2, I7, I13: it moves nothing, and a row of failures is ended by its own epoch only.
+        for name in ("state", "epoch", "override", "open_until_ms", "probe_successes", "window"):
+            assert getattr(self.model, name) == getattr(self.before, name)
+        if epoch != self.before.epoch:
+            assert self.model.failures == self.before.failures
 
     @rule(
         override=st.sampled_from([*Override, None]),
@@ -373,7 +401,7 @@ class Walk(RuleBasedStateMachine):
     def _acquire(self, request: Request) -> Admission:
         self._begin("acquire")
         now = self.clock.now_ms
-        self.model, expected = machine.acquire(self.model, self.config, request, now_ms=now)
+        self.model, expected = self._marked(machine.acquire(self.model, self.config, request, now_ms=now))
         answer = self.store.acquire(self.config, request)
         assert answer == expected
         self._note(answer.transition)
@@ -400,7 +428,9 @@ class Walk(RuleBasedStateMachine):
     def _settle(self, permit: Permit, report: Report) -> bool:
         self._begin("settle")
         before = self.before
-        self.model, expected = machine.settle(self.model, self.config, permit, report, now_ms=self.clock.now_ms)
+        self.model, expected = self._marked(
+            machine.settle(self.model, self.config, permit, report, now_ms=self.clock.now_ms)
+        )
         answer = self.store.settle(self.config, permit, report)
         assert answer == expected
         self._note(answer.transition)
@@ -420,7 +450,9 @@ class Walk(RuleBasedStateMachine):
     def _force(self, override: Override, ttl_ms: int) -> None:
         self._begin("operator")
         word = self._word(override, ttl_ms)
-        self.model, expected = operate.force(self.model, override, word, ttl_ms=ttl_ms, now_ms=self.clock.now_ms)
+        self.model, expected = self._marked(
+            operate.force(self.model, override, word, ttl_ms=ttl_ms, now_ms=self.clock.now_ms)
+        )
         assert self.store.force(self.config, override, word, ttl_ms=ttl_ms) == expected
         self._note(expected)
         # I2: the operator's word is one step of the epoch.
@@ -430,7 +462,7 @@ class Walk(RuleBasedStateMachine):
     def _reset(self) -> None:
         self._begin("operator")
         word = self._word(None, 0)
-        self.model, expected = operate.reset(self.model, word, now_ms=self.clock.now_ms)
+        self.model, expected = self._marked(operate.reset(self.model, word, now_ms=self.clock.now_ms))
         assert self.store.reset(self.config, word) == expected
         self._note(expected)
         assert self.model.epoch == self.before.epoch + 1
@@ -491,6 +523,10 @@ class Walk(RuleBasedStateMachine):
         assert all(deadline - now <= self.policy.longest_lease_ms for deadline in c.probes.values())
         assert c.changed_at_ms <= now
 
+    def _marked(self, answer: tuple[Circuit, T]) -> tuple[Circuit, T]:
+        # What a store does whenever it writes.
+        return marked(answer[0], self.config), answer[1]
+
     def _begin(self, verb: str) -> None:
         self.before = self.model
         self.seen[self.model.state.value, verb] += 1
@@ -526,5 +562,5 @@ def test_the_scripts_keep_the_invariants_in_step_with_the_model(redis_client: re
     if steps >= DEFAULT_STEPS:
         # Every verb was tried in every state, or the run has shown little.
         assert {
-            (state.value, verb) for state in CircuitState for verb in ("acquire", "settle", "draw", "operator")
+            (state.value, verb) for state in CircuitState for verb in ("acquire", "settle", "tally", "draw", "operator")
         } <= {*seen}

@@ -11,7 +11,7 @@
   ARGV[2]  policy  whole numbers with commas between them, in the order of parse()
 
   Returns  nothing; the verb behind it does
-  Writes   what tidy() takes back; the fields set() has noted, the log and the list of keys, when save() is called
+  Writes   what lapse() takes back; the fields set() has noted, the log and the list of keys, when save() is called
   Cost     O(log P + lapsed), P = permits outstanding; the hash has a fixed number of fields
   Clock    this server's TIME, unless a test gives its own
   Mirrors  omni_tasks/core/steps.py, omni_tasks/core/waits.py and omni_tasks/core/ramp.py, by function name
@@ -63,6 +63,7 @@ local policy = parse(ARGV[2])
 -- large or negative, are unreadable.
 local TEXT = {
   gen = '', state = 'closed', override = 'auto', window = '', reason = '', durations = '', policy = '', last_op = '',
+  quiet = '',
 }
 local STATES = { closed = true, open = true, half_open = true }
 local OVERRIDES = { auto = true, forced_open = true, forced_closed = true }
@@ -104,7 +105,16 @@ local function note(kind, ...)
   call('XADD', KEYS[4], 'MAXLEN', '=', LOG_LENGTH, '*', 'at_ms', string.format('%.0f', now), 'kind', kind, ...)
 end
 
+-- Mirrors omni_tasks/core/quiet.py: marked().
+local function mark()
+  local calm = c.gen ~= '' and c.state == 'closed' and c.override == 'auto' and c.failures == 0
+    and c.ramp_rate_mps == 0 and policy.failure_rate_ppm == 0 and policy.slow_rate_ppm == 0
+  local word = calm and string.format('%.0f ', c.epoch) .. c.gen or ''
+  if c.quiet ~= word then set('quiet', word) end
+end
+
 local function save(reason)
+  mark()
   local flat = {}
   for field in pairs(dirty) do
     flat[#flat + 1] = field
@@ -173,14 +183,7 @@ local function bound_ramp()
   if c.ramp_rate_mps < policy.ramp_initial_mps then set('ramp_rate_mps', policy.ramp_initial_mps) end
 end
 
-local function tidy()
-  bound_waits()
-  bound_ramp()
-  if c.override ~= 'auto' and now >= c.override_until_ms then
-    set('override', 'auto')
-    set('override_until_ms', 0)
-    add('epoch', 1)
-  end
+local function lapse()
   local gone = call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now)
   if gone > 0 then add('expired', gone) end
   local furthest = now + policy.longest_lease_ms
@@ -191,6 +194,17 @@ local function tidy()
   for _, permit in ipairs(call('ZRANGEBYSCORE', KEYS[3], '(' .. string.format('%.0f', furthest), '+inf')) do
     call('ZADD', KEYS[3], furthest, permit)
   end
+end
+
+local function tidy()
+  bound_waits()
+  bound_ramp()
+  if c.override ~= 'auto' and now >= c.override_until_ms then
+    set('override', 'auto')
+    set('override_until_ms', 0)
+    add('epoch', 1)
+  end
+  lapse()
 end
 
 local function start_ramp()

@@ -11,7 +11,7 @@
   ARGV[7]     health     1 for a health check, which may ask while the circuit waits, else 0
   ARGV[8]     max_keys   int >= 1, most keys with a circuit of their own
 
-  Returns  {kind, gen, epoch, state, retry_after_ms, previous_state, failures, reason}; or what _quiet_acquire.lua says
+  Returns  {kind, gen, epoch, state, retry_after_ms, previous_state, failures, reason}
            kind  "call" | "probe" | "" when refused | "crowded" when the key is not listed and the list is full:
                  nothing was decided or written
   Writes   the permit; open -> half_open; counters; the ramp's tokens; a policy that is newer; the log

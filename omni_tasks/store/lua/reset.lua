@@ -20,7 +20,7 @@ if known then return known end
 local gen, epoch = c.gen, c.epoch
 if gen == '' then gen = op_id end
 call('DEL', KEYS[1], KEYS[2], KEYS[3])
-stored = {}
+stored, policy = {}, parse(ARGV[2])
 set('gen', gen)
 set('epoch', epoch + 1)
 set('changed_at_ms', now)

@@ -14,7 +14,7 @@
   ARGV[10]    trip            1 when this failure alone opens the circuit, else 0
   ARGV[11]    reason          text, why; at most 64 characters
 
-  Returns  {applied, state, open_ms, previous_state, epoch, failures, reason}; or what _quiet_settle.lua says
+  Returns  {applied, state, open_ms, previous_state, epoch, failures, reason}
            applied  1 when the permit was still held, else 0
            open_ms  ms the circuit stays open from now, 0 unless it is open
   Writes   takes the permit back; counters; the window; trip, reopen or close; the ramp; the log
@@ -27,6 +27,7 @@ local failed, ignored = ARGV[7] == 'failure', ARGV[7] == 'ignored'
 local retry_after_ms, duration_ms, trip = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
 local slow = policy.slow_ms > 0 and duration_ms >= policy.slow_ms
 local SLICES = 10
+local BOUNDS_MS = { 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000 }
 
 local function chance()
   local mixed, epoch = 0, ticket()
