@@ -165,7 +165,7 @@ def test_what_has_ended_is_counted_as_if_it_had_been_settled(
             each.run(Report(Outcome.SUCCESS, duration_ms=duration_ms), config)
     assert stand.untold(config) == (0, len(durations_ms))
     told, settled = (each.read(config).circuit for each in (stand, one_by_one))
-    passing = {"gen", "changed_at_ms", "last_success_ms"}
+    passing = {"gen", "quiet", "changed_at_ms", "last_success_ms"}
     assert {**asdict(told), **dict.fromkeys(passing)} == {**asdict(settled), **dict.fromkeys(passing)}
     assert (told.slow, told.took_ms, told.durations) == (2, 70_213, "2,1,0,0,2,0,0,0,0,0,0,0,0,1")
 

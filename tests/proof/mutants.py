@@ -9,11 +9,6 @@ from __future__ import annotations
 __all__ = ["MUTANTS"]
 
 _PRELUDE = [
-    (
-        "c.state == 'closed' and c.override == 'auto'",
-        "c.override == 'auto'",
-        "an open circuit is taken for a quiet one",
-    ),
     (" and c.override == 'auto' and c.failures", " and c.failures", "the operator's word is not heard by the busy"),
     (" and c.failures == 0\n", "\n", "a success does not end a row of failures at once"),
     ("and c.ramp_rate_mps == 0 and", "and", "a ramp neither limits nor grows"),

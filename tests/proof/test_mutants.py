@@ -8,17 +8,21 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
+from typing import Any
 
 import pytest
 import redis
 
+from omni_tasks.core import durations
 from omni_tasks.core.model import Admission, LogRecord, Override, Permit, Word
 from omni_tasks.core.outcome import SUCCESS, Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.quiet import Told
 from omni_tasks.errors import StoreError
-from omni_tasks.store.base import Store
 from omni_tasks.store.memory import MemoryStore
+from omni_tasks.store.redis import RedisStore
 from tests.contract import test_differential as differential
+from tests.contract.test_differential import Verbs
 from tests.contract.test_store_contract import CASES
 from tests.proof.mutants import MUTANTS
 from tests.proof.patched import AmbiguousTextError, patched_store
@@ -29,7 +33,7 @@ from tests.support.stand import CONFIG, Stand
 SEEDS = range(24)
 
 #: One step of a walk: the instant, the question, the answer, the circuit afterwards.
-Step = tuple[int, Callable[[Store], object], object, dict[str, object]]
+Step = tuple[int, Callable[[Verbs], object], object, dict[str, object]]
 
 
 @cache
@@ -53,7 +57,76 @@ def _walk(seed: int) -> tuple[CircuitBreakerConfig, list[Step], list[LogRecord]]
 
 def _unknown(stand: Stand) -> list[object]:
     stand.settle(Permit("p", "lost", 7, probe=True))
-    return [stand.read().circuit.stale]
+    return [stand.read().circuit.stale, stand.read().circuit.quiet]
+
+
+def _words(stand: Stand) -> list[object]:
+    said = list[object]()
+    for report, override in ((SUCCESS, Override.FORCED_OPEN), (SUCCESS, Override.AUTO), (FAILURE, Override.AUTO)):
+        stand.run(report)
+        said.append(stand.read().circuit.quiet)
+        stand.force(override)
+        said.append(stand.read().circuit.quiet)
+        stand.force(Override.AUTO)
+    return said
+
+
+def _tell(stand: Stand, config: CircuitBreakerConfig = CONFIG, *, gen: str = "p1", epoch: int = 0, **told: Any) -> bool:
+    assert isinstance(stand.store, MemoryStore | RedisStore)
+    return stand.store.tally(config, Told(gen=gen, epoch=epoch, **told))
+
+
+def _told(stand: Stand) -> list[object]:
+    known = [_tell(stand, gen="lost", succeeded=7)]
+    stand.run(SUCCESS)
+    stand.run(Report(Outcome.SUCCESS, duration_ms=3))
+    stand.clock.advance(5)
+    known += [
+        _tell(stand, gen="lost", succeeded=7),
+        _tell(stand, succeeded=3, slow=2, took_ms=12, durations=durations.written([5, 7])),
+    ]
+    c = stand.read().circuit
+    counted = [c.admitted, c.succeeded, c.successes_in_a_row, c.slow, c.took_ms, c.stale, c.durations[:8]]
+    return [*known, *counted, c.last_success_ms == stand.clock.now_ms]
+
+
+def _told_without_a_measure(stand: Stand) -> list[object]:
+    stand.run(SUCCESS)
+    _tell(stand, succeeded=1, durations=durations.written([]))
+    return [stand.read().circuit.durations, stand.read().circuit.succeeded]
+
+
+def _told_what_runs(stand: Stand) -> list[object]:
+    stand.run(SUCCESS)
+    seen = list[object]()
+    for wait_ms in (0, 59_999, 1, 29_999):
+        stand.clock.advance(wait_ms)
+        # By the tally itself: nobody else asks.
+        _tell(stand, running={"short": 0, "long": 90_000} if wait_ms in {0, 59_999} else {})
+        seen.append((stand.read().circuit.admitted, stand.read().calls, stand.read().circuit.expired))
+    return [*seen, stand.settle(Permit("long", "p1", 0, probe=False), SUCCESS).applied]
+
+
+def _told_too_late(stand: Stand) -> list[object]:
+    stand.run(SUCCESS)
+    _tell(stand, succeeded=1)
+    stand.run(FAILURE)
+    _tell(stand, succeeded=1)
+    rows: list[object] = [stand.read().circuit.failures]
+    stand.run(FAILURE)
+    stand.force(Override.AUTO)
+    _tell(stand, succeeded=1)
+    rows.append(stand.read().circuit.failures)
+    for _ in range(2):
+        stand.run(FAILURE)
+    _tell(stand, succeeded=1, epoch=stand.read().circuit.epoch)
+    return [*rows, stand.read().circuit.failures]
+
+
+def _told_by_the_newer(stand: Stand) -> list[object]:
+    stand.run(SUCCESS)
+    _tell(stand, replace(CONFIG, version=3), succeeded=1)
+    return [stand.read().circuit.policy.partition(",")[0]]
 
 
 def _lapsed_call(stand: Stand) -> list[object]:
@@ -224,7 +297,16 @@ def _many_words(stand: Stand) -> list[object]:
 
 #: Where the walks seldom come.
 TARGETED: dict[str, tuple[Callable[[Stand], list[object]], list[object]]] = {
-    "a report to an unknown circuit counts nothing": (_unknown, [0]),
+    "a report to an unknown circuit counts nothing": (_unknown, [0, ""]),
+    "the word of a circuit": (_words, ["0 p1", "", "2 p1", "3 p1", "", ""]),
+    "calls that are told of are counted": (_told, [False, False, True, 5, 5, 5, 2, 15, 7, "2,1,0,0,", True]),
+    "calls that nobody measured": (_told_without_a_measure, ["", 2]),
+    "a call that runs still has a permit and a lease": (
+        _told_what_runs,
+        [(3, 2, 0), (3, 2, 0), (3, 1, 1), (3, 1, 1), True],
+    ),
+    "a success of another epoch ends no row": (_told_too_late, [0, 1, 3]),
+    "a tally brings a newer policy": (_told_by_the_newer, ["3"]),
     "a call's lease ends to the millisecond, its own longer one later": (_lapsed_call, [1]),
     "one cut of the ramp in 500 ms": (_cuts, [7000, 7000, 4900]),
     "a failure that took long is slow too": (_slow_failures, ["closed", "open"]),
@@ -248,7 +330,7 @@ TARGETED: dict[str, tuple[Callable[[Stand], list[object]], list[object]]] = {
 }
 
 
-def _differs(make: Callable[[Callable[[], int], str], Store]) -> str:
+def _differs(make: Callable[[Callable[[], int], str], Verbs]) -> str:
     """
     Ask a store what the contract and the differential tests ask.
 
@@ -268,7 +350,7 @@ def _differs(make: Callable[[Callable[[], int], str], Store]) -> str:
     return next(filter(None, (_strays(make, seed) for seed in SEEDS)), "")
 
 
-def _strays(make: Callable[[Callable[[], int], str], Store], seed: int) -> str:
+def _strays(make: Callable[[Callable[[], int], str], Verbs], seed: int) -> str:
     clock, (config, steps, log) = Clock(), _walk(seed)
     store = make(clock, f"walk {seed}")
     for number, (now_ms, ask, answer, circuit) in enumerate(steps):
@@ -284,7 +366,7 @@ def _strays(make: Callable[[Callable[[], int], str], Store], seed: int) -> str:
 
 def _maker(
     client: redis.Redis, prefix: str, patches: list[tuple[str, str, str]]
-) -> Callable[[Callable[[], int], str], Store]:
+) -> Callable[[Callable[[], int], str], Verbs]:
     return lambda clock, name: patched_store(client, prefix=f"{prefix} {name}", patches=patches, now_ms=clock)
 
 
