@@ -23,9 +23,11 @@ import pytest
 from celery import Celery
 
 import omni_tasks
+from omni_tasks.core import durations
 from omni_tasks.core.model import Circuit, Override, Permit, Request, Word
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.quiet import Told
 from omni_tasks.embedded import start_server
 from omni_tasks.errors import ConfigurationError
 from omni_tasks.integration.eta import ETA_HEADER
@@ -449,7 +451,7 @@ def _walk(rng: random.Random, steps: int = 500) -> Iterator[tuple[str, set[str]]
     config = CircuitBreakerConfig(
         name="walk",
         failure_threshold=rng.choice([1, 2, 3]),
-        failure_rate_threshold=0.9,
+        failure_rate_threshold=rng.choice([None, 0.9]),
         slow_call_duration=0.1,
         recovery_timeout=0.5,
         half_open_max_calls=2,
@@ -462,8 +464,21 @@ def _walk(rng: random.Random, steps: int = 500) -> Iterator[tuple[str, set[str]]
     before: dict[str, Any] = dataclasses.asdict(Circuit())
     for step in range(steps):
         clock.advance(rng.choice([0, 1, 100, 300, 501, 501, 2000, -50, -3000]))
-        verb = rng.choices(["acquire", "settle", "draw", "force", "reset"], [40, 40, 12, 3, 1])[0]
-        if verb == "acquire":
+        # Whoever comes first begins the circuit.
+        often = [40, 40, 8, 12, 3, 1] if step else None
+        verb = rng.choices(["acquire", "settle", "tally", "draw", "force", "reset"], often)[0]
+        if verb == "tally":
+            told = Told(
+                gen=rng.choice([before["gen"], "lost"]),
+                epoch=before["epoch"],
+                running={f"p{step}": 0},
+                succeeded=1,
+                slow=1,
+                took_ms=100,
+                durations=durations.written([100]),
+            )
+            store.tally(config, told)
+        elif verb == "acquire":
             permit = store.acquire(config, Request(permit_id=f"p{step}", paced=rng.random() < 0.5)).permit
             permits += [permit] if permit else []
         elif verb == "settle" and permits:

@@ -82,6 +82,8 @@ class Report:
         return replace(self, outcome=Outcome.SUCCESS) if self.alive else self
 
 
+_OUTCOMES = {outcome.value: outcome for outcome in Outcome}
+
 SUCCESS = Report(Outcome.SUCCESS)
 IGNORED = Report(Outcome.IGNORED)
 
@@ -146,7 +148,7 @@ def _outcome_of(config: CircuitBreakerConfig, error: BaseException) -> Outcome:
 
 def _claim(claimed: object) -> Outcome | None:
     # Anything but one of our three words is no claim: a typo must not silence a circuit.
-    return Outcome(str(claimed)) if claimed in list(Outcome) else None
+    return _OUTCOMES.get(claimed) if isinstance(claimed, str) else None
 
 
 def _reason(text: object) -> str:

@@ -35,7 +35,7 @@ CEILING_PERCENT = 85
 #: Past the ceiling the rate grows by this much of it per second.
 CREEP_PERMILLE = 20
 
-#: Faster than any cluster starts tasks: growth ends here, and the ramp limits nothing any more.
+#: Faster than any cluster starts tasks: here the ramp limits nothing any more, and ends.
 FASTEST_MPS = 10_000_000
 
 
@@ -101,7 +101,7 @@ def grow_ramp(circuit: Circuit) -> Circuit:
         rate += max(500, ceiling * CREEP_PERMILLE // 1000) * 1000 // rate
     else:
         rate += 1000
-    return replace(circuit, ramp_rate_mps=min(rate, FASTEST_MPS))
+    return replace(circuit, ramp_rate_mps=rate) if rate < FASTEST_MPS else stop_ramp(circuit)
 
 
 def cut_ramp(circuit: Circuit, *, least_mps: int, now_ms: int) -> Circuit:

@@ -58,6 +58,7 @@ _PRELUDE = [
     ("math.max(CALL, c.ramp_rate_mps", "math.max(2 * CALL, c.ramp_rate_mps", "the bucket is too big"),
     ("math.max(c.ramp_tokens - starts * CALL, -CALL)", "c.ramp_tokens - starts * CALL", "the debt has no end"),
     ("rate = rate + 1000\n", "rate = rate + 2000\n", "the ramp grows too fast"),
+    ("  if rate >= FASTEST_MPS then return stop_ramp() end\n", "", "a ramp that limits nothing never ends"),
     ("rate >= ceiling", "rate > ceiling", "the rate that failed is passed at full speed"),
     ("since < CUT_PAUSE_MS", "since <= CUT_PAUSE_MS", "a cut protects 1 ms too long"),
     ("since >= 0 and since", "since", "after a step back nothing cuts"),

@@ -123,6 +123,16 @@ def _told_too_late(stand: Stand) -> list[object]:
     return [*rows, stand.read().circuit.failures]
 
 
+def _unlimited(stand: Stand) -> list[object]:
+    fast = replace(CONFIG, ramp_initial_rate=9999.0, failure_threshold=1)
+    stand.clock.advance(stand.trip(fast).retry_after_ms)
+    said = list[object]()
+    for _ in range(2):
+        stand.run(SUCCESS, fast)
+        said.append(stand.read().circuit.quiet)
+    return said
+
+
 def _told_by_the_newer(stand: Stand) -> list[object]:
     stand.run(SUCCESS)
     _tell(stand, replace(CONFIG, version=3), succeeded=1)
@@ -306,6 +316,7 @@ TARGETED: dict[str, tuple[Callable[[Stand], list[object]], list[object]]] = {
         [(3, 2, 0), (3, 2, 0), (3, 1, 1), (3, 1, 1), True],
     ),
     "a success of another epoch ends no row": (_told_too_late, [0, 1, 3]),
+    "a ramp that limits nothing is over": (_unlimited, ["", "3 p1"]),
     "a tally brings a newer policy": (_told_by_the_newer, ["3"]),
     "a call's lease ends to the millisecond, its own longer one later": (_lapsed_call, [1]),
     "one cut of the ramp in 500 ms": (_cuts, [7000, 7000, 4900]),

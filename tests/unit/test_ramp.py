@@ -120,11 +120,13 @@ def test_past_the_ceiling_the_rate_creeps() -> None:
     assert 101_900 <= circuit.ramp_rate_mps <= 102_000
 
 
-def test_the_rate_ends_where_it_limits_nothing() -> None:
+def test_the_ramp_ends_where_it_limits_nothing() -> None:
     """
-    Growth stops at ten thousand calls a second.
+    At ten thousand calls a second, also where no held task is there whose mover would end it.
     """
-    assert grow_ramp(_ramp(FASTEST_MPS)).ramp_rate_mps == FASTEST_MPS
+    assert grow_ramp(_ramp(FASTEST_MPS - 1001)).ramp_rate_mps == FASTEST_MPS - 1
+    ended = grow_ramp(_ramp(FASTEST_MPS - 1000))
+    assert (ended.ramp_rate_mps, ended.ramp_tokens, ended.ramp_ceiling_mps) == (0, 0, 0)
 
 
 def test_a_failure_steps_back() -> None:

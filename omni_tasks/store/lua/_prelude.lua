@@ -242,7 +242,8 @@ local function grow_ramp()
   else
     rate = rate + 1000
   end
-  set('ramp_rate_mps', math.min(rate, FASTEST_MPS))
+  if rate >= FASTEST_MPS then return stop_ramp() end
+  set('ramp_rate_mps', rate)
 end
 
 local function cut_ramp()
