@@ -33,10 +33,11 @@ from tests.support.stopwatch import Stopwatch
 
 
 @pytest.fixture
-def stand(redis_server: EmbeddedServer, key_prefix: str) -> Iterator[Stand]:
+def stand(redis_server: EmbeddedServer, key_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
     """
-    A store as production uses it, in a process that is busy.
+    A store as production uses it, in a process that is busy, however slow the machine is.
     """
+    monkeypatch.setattr("omni_tasks.store.reports._SOON_S", 60.0)
     store = RedisStore.at(redis_server.url, timeout=5.0, prefix=key_prefix)
     stand = Stand(store, Clock())
     _keep_busy(stand)
@@ -70,6 +71,7 @@ def _waits(stand: Stand) -> int:
     return len(stand.store._scripts._where.lines("any")._reports._waiting)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_busy_process_asks_once_a_call(stand: Stand, redis_client: redis.Redis) -> None:
     """
     A call that succeeds costs the server two scripts and one read: its report comes with the next call's question.
@@ -108,6 +110,7 @@ def test_its_own_process_reads_what_was_left(stand: Stand) -> None:
         assert (stand.read().circuit.succeeded, stand.read().calls) == (done + 1, 0)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_failure_comes_after_what_was_left(stand: Stand) -> None:
     """
     Two failures with a success between them are no two in a row, although the success was left.
@@ -160,6 +163,7 @@ def test_a_process_that_is_not_busy_leaves_nothing(redis_server: EmbeddedServer,
         assert _waits(stand) == 0
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_lost_script_is_sent_again(stand: Stand, redis_client: redis.Redis) -> None:
     """
     After SCRIPT FLUSH both the question and the report in front of it are taken.
@@ -221,6 +225,7 @@ def test_a_child_that_ends_has_told_everything(
     assert (reading.circuit.succeeded, reading.calls) == (20, 0)
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_what_waits_at_a_fork_is_the_parents(stand: Stand, elsewhere: Stand) -> None:
     """
     A forked child sends none of it, and neither uses nor hears its parent's connections.
