@@ -26,6 +26,7 @@ from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report
 from omni_tasks.core.quiet import Told
 from omni_tasks.embedded import EmbeddedServer
 from omni_tasks.errors import StoreError
+from omni_tasks.store import quiet
 from omni_tasks.store.quiet import LONGEST_WAIT, QuietCircuit, tell_all
 from omni_tasks.store.redis import RedisStore
 from omni_tasks.store.schema import circuit_keys
@@ -48,7 +49,7 @@ class Busy(Stand):
         """
         circuit = self.store._quiet.of(config)
         assert circuit is not None
-        circuit._asked_monotonic = time.monotonic()
+        circuit.is_busy()
         return super().ask(config, **{"here": True, **request})
 
     def circuit(self, config: CircuitBreakerConfig = CONFIG) -> QuietCircuit:
@@ -67,22 +68,15 @@ class Busy(Stand):
         return len(circuit._running), len(circuit._ended)
 
 
-@pytest.fixture
-def only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Nothing is told before somebody says so.
-    """
-    monkeypatch.setattr("omni_tasks.store.quiet.LONGEST_WAIT", 60.0)
-
-
-at_leisure = pytest.mark.usefixtures("only_when_asked")
+at_leisure = pytest.mark.usefixtures("unhurried")
 
 
 @pytest.fixture
-def stand(redis_server: EmbeddedServer, key_prefix: str) -> Iterator[Busy]:
+def stand(redis_server: EmbeddedServer, key_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Busy]:
     """
-    A store as production uses it, in a process that is busy with a quiet circuit.
+    A store as production uses it, in a process that is busy with a quiet circuit however slow the machine is.
     """
+    monkeypatch.setattr("omni_tasks.store.quiet._SOON_S", 60.0)
     stand = Busy(RedisStore.at(redis_server.url, timeout=5.0, prefix=key_prefix), Clock())
     stand.run(SUCCESS)
     tell_all()
@@ -276,15 +270,24 @@ def test_a_newer_configuration_is_heard_by_older_processes(stand: Busy, elsewher
     assert (circuit.window, circuit.succeeded) == ("00", 4)
 
 
-def test_a_process_that_is_not_busy_settles_each_call(redis_server: EmbeddedServer, key_prefix: str) -> None:
+def test_a_process_that_is_not_busy_settles_each_call(stand: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Where no question follows soon, as in a worker's child, nothing is put off.
+    Where no question follows soon nothing is put off.
     """
-    stand = Stand(RedisStore.at(redis_server.url, timeout=5.0, prefix=key_prefix), Clock())
+    monkeypatch.setattr("omni_tasks.store.quiet._SOON_S", 0.0)
     for _ in range(3):
-        stand.run(SUCCESS)
-    assert isinstance(stand.store, RedisStore)
-    assert stand.store._quiet.known(CONFIG.name) is None
+        permit = stand.permit()
+        assert stand.untold() == (0, 0)
+        stand.settle(permit, SUCCESS)
+        assert stand.untold() == (0, 0)
+
+
+def test_who_does_not_report_here_is_let_in_by_the_rules(stand: Busy) -> None:
+    """
+    A worker's gate asks in one process and reports in another: the permit is the store's from the start.
+    """
+    stand.permit(here=False)
+    assert stand.untold() == (0, 0)
 
 
 def test_a_trip_is_seen_by_the_next_question(stand: Busy, elsewhere: Stand) -> None:
@@ -455,6 +458,7 @@ def test_a_process_that_ends_has_told_everything(
 
 
 def _call(url: str, prefix: str, name: str) -> None:
+    quiet._SOON_S = quiet.LONGEST_WAIT = 60.0
     stand = Busy(RedisStore.at(url, timeout=5.0, prefix=prefix), Clock())
     for number in range(20):
         stand.settle(stand.permit(permit_id=f"{name}-{number}"), SUCCESS)

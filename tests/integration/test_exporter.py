@@ -7,6 +7,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -286,8 +287,13 @@ def test_the_command_serves_until_it_is_stopped(redis_server: EmbeddedServer, ke
             [sys.executable, "-m", "omni_tasks.cli", "exporter", "--port", "0"], output=log, env=environment, cwd=ROOT
         )
     try:
-        said = eventually((tmp_path / "log").read_text, within=20, what="the exporter says where it listens")
-        port = int(said.split("127.0.0.1:")[1].partition("/")[0])
+        said = eventually(
+            lambda: re.search(r"127\.0\.0\.1:(\d+)/", (tmp_path / "log").read_text()),
+            within=20,
+            what="the exporter says where it listens",
+        )
+        assert said is not None
+        port = int(said[1])
         assert _values(_get(port)[2])['circuit_breaker_state{component="ai_providers"}'] == 0
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 0

@@ -8,7 +8,6 @@ import base64
 import binascii
 import re
 import threading
-import time
 from typing import Any, Self
 
 import redis
@@ -67,6 +66,7 @@ class Listener:
         self.events: list[str] = []
         self._app = app
         self._receiver: Any = None
+        self._hears = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
     def __enter__(self) -> Self:
@@ -75,7 +75,7 @@ class Listener:
         """
         self._thread.start()
         # A receiver hears nothing of what was said before it had its queue.
-        time.sleep(1)
+        assert self._hears.wait(30)
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -91,5 +91,6 @@ class Listener:
 
         with self._app.connection() as connection:
             self._receiver = self._app.events.Receiver(connection, handlers={"*": hear})
+            self._receiver.on_consume_ready = lambda *_, **__: self._hears.set()
             # In one go: its queue is deleted whenever it stops to listen, with what was told meanwhile.
             self._receiver.capture(limit=None, timeout=None, wakeup=False)

@@ -15,6 +15,7 @@ import psutil
 
 from omni_tasks.tied import spawn_tied
 from tests.support.eventually import eventually
+from tests.support.stopwatch import waited
 
 __all__ = ["Worker"]
 
@@ -80,6 +81,12 @@ class Worker:
         Its pool's processes.
         """
         return [child for child in psutil.Process(self.process.pid).children(recursive=True) if child.is_running()]
+
+    def starved(self) -> float:
+        """
+        Seconds that its processes have stood ready to run while no processor was free, all together.
+        """
+        return sum(waited(f"/proc/{pid}/task/*") for pid in (self.process.pid, *(each.pid for each in self.children())))
 
     def kill(self) -> None:
         """
