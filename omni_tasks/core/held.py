@@ -51,6 +51,8 @@ def draw(circuit: Circuit, config: CircuitBreakerConfig, *, wanted: int, now_ms:
         circuit = fill_ramp(circuit, now_ms)
         count = min(wanted, max(circuit.ramp_tokens, 0) // CALL)
         circuit = take(circuit, count)
+        if count:
+            circuit = replace(circuit, drawn_ms=now_ms)
     elif circuit.override is Override.AUTO and now_ms >= circuit.open_until_ms:
         on_the_way = circuit.drawn if 0 <= now_ms - circuit.drawn_ms < DRAWN_MS else 0
         count = max(min(wanted, policy.half_open_max_calls - len(circuit.probes) - on_the_way), 0)

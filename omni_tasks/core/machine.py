@@ -27,7 +27,7 @@ from omni_tasks.core import durations, window
 from omni_tasks.core.model import Admission, Circuit, CircuitState, Override, Permit, Request, Settlement
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
-from omni_tasks.core.ramp import CALL, cut_ramp, fill_ramp, grow_ramp, start_ramp, take
+from omni_tasks.core.ramp import CALL, cut_ramp, fill_ramp, grow_ramp, is_easing, start_ramp, take
 from omni_tasks.core.steps import adopt, enter, permit_key, ticket, transition
 from omni_tasks.core.waits import left_open, open_time, retry_after, tidy
 from omni_tasks.core.wire import Policy
@@ -196,7 +196,7 @@ def _pace(circuit: Circuit, policy: Policy, now_ms: int, *, failed: bool) -> Cir
 
 
 def _trips(circuit: Circuit, policy: Policy, now_ms: int) -> bool:
-    if policy.failure_limit and circuit.failures >= policy.failure_limit:
+    if policy.failure_limit and circuit.failures >= policy.failure_limit and not is_easing(circuit, now_ms):
         return True
     if not circuit.window:
         return False

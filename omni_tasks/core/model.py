@@ -110,6 +110,8 @@ class Circuit:
 
         drawn: Held tasks sent out as probes at *drawn_ms* that have not asked for their permit yet.
 
+        drawn_ms: When held tasks were sent out last, as probes or along the ramp.
+
         ramp_rate_mps: Calls per second the ramp allows, in thousandths.  0 when no ramp is on.
 
         ramp_tokens: Starts the ramp has in hand, in millionths of a call.

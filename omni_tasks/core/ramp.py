@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from omni_tasks.core.model import Circuit
 
-__all__ = ["CALL", "bound_ramp", "cut_ramp", "fill_ramp", "grow_ramp", "start_ramp", "stop_ramp", "take"]
+__all__ = ["CALL", "bound_ramp", "cut_ramp", "fill_ramp", "grow_ramp", "is_easing", "start_ramp", "stop_ramp", "take"]
 
 #: Tokens that one start costs.
 CALL = 1_000_000
@@ -102,6 +102,18 @@ def grow_ramp(circuit: Circuit) -> Circuit:
     else:
         rate += 1000
     return replace(circuit, ramp_rate_mps=min(rate, FASTEST_MPS))
+
+
+def is_easing(circuit: Circuit, now_ms: int) -> bool:
+    """
+    Whether a step back cannot have shown yet what it does.
+
+    While held tasks return, what fails right after it was started at the pace before it: our own doing, and no
+    reason to trip.
+    """
+    if not circuit.ramp_rate_mps or now_ms < max(circuit.ramp_cut_ms, circuit.drawn_ms):
+        return False
+    return now_ms - min(circuit.ramp_cut_ms, circuit.drawn_ms) < CUT_PAUSE_MS
 
 
 def cut_ramp(circuit: Circuit, *, least_mps: int, now_ms: int) -> Circuit:

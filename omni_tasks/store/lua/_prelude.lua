@@ -231,6 +231,11 @@ local function grow_ramp()
   set('ramp_rate_mps', math.min(rate, FASTEST_MPS))
 end
 
+local function is_easing()
+  if c.ramp_rate_mps == 0 or now < math.max(c.ramp_cut_ms, c.drawn_ms) then return false end
+  return now - math.min(c.ramp_cut_ms, c.drawn_ms) < CUT_PAUSE_MS
+end
+
 local function cut_ramp()
   local rate, since = c.ramp_rate_mps, now - c.ramp_cut_ms
   if rate == 0 or (since >= 0 and since < CUT_PAUSE_MS) then return end

@@ -8,7 +8,7 @@
 
   Returns  {count, ticket, state, ramping, previous_state, epoch, failures, reason}
            ramping  1 while the circuit still limits the rate of starts, else 0
-  Writes   the ramp's tokens; the probes on their way; a policy that is newer; the log
+  Writes   the ramp's tokens; the probes on their way; when the last ones left; a policy that is newer; the log
   Cost     O(log P + lapsed), P = permits outstanding
   Mirrors  omni_tasks/core/held.py: draw()
 ]]
@@ -27,6 +27,7 @@ if effective_state() == 'closed' then
   fill_ramp()
   count = math.min(wanted, math.floor(math.max(c.ramp_tokens, 0) / CALL))
   take(count)
+  if count > 0 then set('drawn_ms', now) end
 elseif c.override == 'auto' and now >= c.open_until_ms then
   local since = now - c.drawn_ms
   local on_the_way = (since >= 0 and since < DRAWN_MS) and c.drawn or 0
