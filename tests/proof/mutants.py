@@ -51,6 +51,7 @@ _PRELUDE = [
     ("math.max(CALL, c.ramp_rate_mps", "math.max(2 * CALL, c.ramp_rate_mps", "the bucket is too big"),
     ("math.max(c.ramp_tokens - starts * CALL, -CALL)", "c.ramp_tokens - starts * CALL", "the debt has no end"),
     ("rate = rate + 1000\n", "rate = rate + 2000\n", "the ramp grows too fast"),
+    (" or c.drawn * CALL >= bucket()", "", "the ramp grows though the workers do not start what is drawn"),
     ("rate >= ceiling", "rate > ceiling", "the rate that failed is passed at full speed"),
     ("since < CUT_PAUSE_MS", "since <= CUT_PAUSE_MS", "a cut protects 1 ms too long"),
     ("since >= 0 and since", "since", "after a step back nothing cuts"),
@@ -83,6 +84,7 @@ _ACQUIRE = [
     ("c.ramp_tokens < CALL", "c.ramp_tokens <= CALL", "a full token is not enough"),
     ("if paced and", "if", "the ramp refuses plain calls"),
     ("    take(1)\n", "", "starts cost nothing"),
+    ("    add('drawn', -1)\n", "", "a task that has arrived still counts as on its way"),
     ("math.max(lease_ms, policy.longest_lease_ms)", "policy.longest_lease_ms", "a long call's permit lapses early"),
     (
         "  if call('ZSCORE', KEYS[2], permit_key(permit_id)) then return 'call' end\n",
@@ -181,12 +183,12 @@ _DRAW = [
     ("wanted == 0 and c.failures == 0", "wanted == 0", "a ramp ends in the middle of failures"),
     ("wanted > 0 and c.ramp_rate_mps == 0", "false", "tasks held by an override return as one wave"),
     ("  take(count)\n", "", "drawn starts cost nothing"),
-    ("  if count > 0 then set('drawn_ms', now) end\n", "", "a returning task's step back is forgotten at once"),
     ("c.override == 'auto' and now", "now", "tasks are drawn out of a circuit forced open"),
     ("now >= c.open_until_ms", "now > c.open_until_ms", "held tasks probe 1 ms late"),
-    (" - on_the_way\n", "\n", "more tasks are drawn than may probe"),
+    ("KEYS[3]) - on_the_way\n", "KEYS[3])\n", "more tasks are drawn than may probe"),
     ("since >= 0 and since", "since", "after a clock step back drawn tasks block the others for an hour"),
-    ("    set('drawn_ms', now)\n", "", "drawn tasks are forgotten at once"),
+    ("if count > 0 then set('drawn_ms', now) end\n", "", "drawn tasks are forgotten at once"),
+    (" / CALL) - on_the_way\n", " / CALL)\n", "more tasks are drawn than the workers start"),
 ]
 
 _FORCE = [

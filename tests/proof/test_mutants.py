@@ -66,7 +66,8 @@ def _lapsed_call(stand: Stand) -> list[object]:
 
 def _cuts(stand: Stand) -> list[object]:
     steep = replace(CONFIG, ramp_initial_rate=1.0, failure_threshold=50)
-    stand.store.draw(steep, 1)
+    stand.run(SUCCESS, steep)
+    stand.permit(steep, ticket=stand.store.draw(steep, 1).ticket)
     for _ in range(9):
         stand.run(SUCCESS, steep)
     rates = list[object]()

@@ -4,6 +4,7 @@ The paced return: how fast tasks start after a recovery, and how held tasks are 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -300,6 +301,31 @@ def test_a_second_outage_trips_when_the_step_back_has_had_its_time() -> None:
     bench.now_ms += 500
     bench.settle(running[4])
     assert bench.circuit.state.value == "open"
+
+
+def test_what_is_not_started_is_not_added_to() -> None:
+    """
+    At 50 a second ten drawn tasks may be on their way; the next leave when those ask, or count as lost after 1 s.
+    """
+    bench = _recovered(ramp_initial_rate=50.0)
+    ticket = bench.draw(50).ticket
+    bench.now_ms += 200
+    assert bench.draw(50).count == 9
+    bench.now_ms += 200
+    assert bench.draw(50).count == 0
+    assert bench.ask(paced=True, ticket=ticket).permit is not None
+    assert bench.draw(50).count == 1
+    bench.now_ms += 1_000
+    assert bench.draw(50).count == 10
+
+
+def test_the_ramp_grows_no_faster_than_tasks_start() -> None:
+    """
+    While as many drawn tasks are on their way as may be, a success says nothing about a higher rate.
+    """
+    full = _ramp(50_000, drawn=10)
+    assert grow_ramp(full) == full
+    assert grow_ramp(replace(full, drawn=9)).ramp_rate_mps == 51_000
 
 
 def test_a_ticket_is_paid_already() -> None:
