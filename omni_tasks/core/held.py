@@ -10,14 +10,13 @@ from dataclasses import replace
 
 from omni_tasks.core.model import Circuit, CircuitState, Draw, Override
 from omni_tasks.core.policy import CircuitBreakerConfig
-from omni_tasks.core.ramp import CALL, fill_ramp, start_ramp, stop_ramp, take
+from omni_tasks.core.ramp import CALL, bucket, fill_ramp, start_ramp, stop_ramp, take
 from omni_tasks.core.steps import adopt, ticket, transition
 from omni_tasks.core.waits import tidy
 
 __all__ = ["draw"]
 
-#: How long a held task that was sent out as a probe may take to reach a worker's gate
-#: before another is sent.
+#: How long held tasks that were sent out may take to reach a worker's gate before they count as lost.
 DRAWN_MS = 1000
 
 
@@ -41,21 +40,23 @@ def draw(circuit: Circuit, config: CircuitBreakerConfig, *, wanted: int, now_ms:
     before = circuit.effective_state
     circuit, policy = adopt(circuit, config)
     circuit = tidy(circuit, policy, now_ms)
-    count = 0
+    count, on_the_way = 0, circuit.drawn if 0 <= now_ms - circuit.drawn_ms < DRAWN_MS else 0
     if circuit.effective_state is CircuitState.CLOSED:
         if wanted == 0 and circuit.failures == 0:
-            circuit = stop_ramp(circuit)
+            circuit, on_the_way = stop_ramp(circuit), 0
         elif wanted and not circuit.ramp_rate_mps:
             # Closed by the operator's word, or the store forgot: the held tasks must still not return as one wave.
             circuit = start_ramp(circuit, rate_mps=policy.ramp_initial_mps, now_ms=now_ms)
         circuit = fill_ramp(circuit, now_ms)
-        count = min(wanted, max(circuit.ramp_tokens, 0) // CALL)
+        # What workers do not start yet stays here: in the queue it would keep others waiting.
+        room = bucket(circuit) // CALL - on_the_way
+        count = max(min(wanted, circuit.ramp_tokens // CALL, room), 0)
         circuit = take(circuit, count)
     elif circuit.override is Override.AUTO and now_ms >= circuit.open_until_ms:
-        on_the_way = circuit.drawn if 0 <= now_ms - circuit.drawn_ms < DRAWN_MS else 0
         count = max(min(wanted, policy.half_open_max_calls - len(circuit.probes) - on_the_way), 0)
-        if count:
-            circuit = replace(circuit, drawn=on_the_way + count, drawn_ms=now_ms)
+    circuit = replace(circuit, drawn=on_the_way + count)
+    if count:
+        circuit = replace(circuit, drawn_ms=now_ms)
     return circuit, Draw(
         count=count,
         ticket=ticket(circuit),

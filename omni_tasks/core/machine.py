@@ -27,7 +27,7 @@ from omni_tasks.core import durations, window
 from omni_tasks.core.model import Admission, Circuit, CircuitState, Override, Permit, Request, Settlement
 from omni_tasks.core.outcome import Outcome, Report
 from omni_tasks.core.policy import CircuitBreakerConfig
-from omni_tasks.core.ramp import CALL, cut_ramp, fill_ramp, grow_ramp, start_ramp, take
+from omni_tasks.core.ramp import CALL, cut_ramp, fill_ramp, grow_ramp, is_easing, start_ramp, take
 from omni_tasks.core.steps import adopt, enter, permit_key, ticket, transition
 from omni_tasks.core.waits import left_open, open_time, retry_after, tidy
 from omni_tasks.core.wire import Policy
@@ -99,6 +99,8 @@ def _grant_call(circuit: Circuit, policy: Policy, request: Request, now_ms: int)
         if paced and circuit.ramp_rate_mps and circuit.ramp_tokens < CALL:
             return circuit, None
         circuit = take(circuit, 1)
+    else:
+        circuit = replace(circuit, drawn=max(circuit.drawn - 1, 0))
     lease_ms = max(request.lease_ms, policy.longest_lease_ms)
     calls = {**circuit.calls, permit_key(circuit.epoch, request.permit_id): now_ms + lease_ms}
     circuit = replace(circuit, calls=calls, admitted=circuit.admitted + 1)
@@ -196,7 +198,7 @@ def _pace(circuit: Circuit, policy: Policy, now_ms: int, *, failed: bool) -> Cir
 
 
 def _trips(circuit: Circuit, policy: Policy, now_ms: int) -> bool:
-    if policy.failure_limit and circuit.failures >= policy.failure_limit:
+    if policy.failure_limit and circuit.failures >= policy.failure_limit and not is_easing(circuit, now_ms):
         return True
     if not circuit.window:
         return False

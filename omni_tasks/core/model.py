@@ -108,7 +108,9 @@ class Circuit:
 
         window: The recent calls, as :mod:`omni_tasks.core.window` writes them; empty unless a rate rule is on.
 
-        drawn: Held tasks sent out as probes at *drawn_ms* that have not asked for their permit yet.
+        drawn: Held tasks sent out, the last at *drawn_ms*, that have not asked for their permit yet.
+
+        drawn_ms: When held tasks were sent out last, as probes or along the ramp.
 
         ramp_rate_mps: Calls per second the ramp allows, in thousandths.  0 when no ramp is on.
 

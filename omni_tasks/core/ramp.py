@@ -17,7 +17,18 @@ from dataclasses import replace
 
 from omni_tasks.core.model import Circuit
 
-__all__ = ["CALL", "bound_ramp", "cut_ramp", "fill_ramp", "grow_ramp", "start_ramp", "stop_ramp", "take"]
+__all__ = [
+    "CALL",
+    "bound_ramp",
+    "bucket",
+    "cut_ramp",
+    "fill_ramp",
+    "grow_ramp",
+    "is_easing",
+    "start_ramp",
+    "stop_ramp",
+    "take",
+]
 
 #: Tokens that one start costs.
 CALL = 1_000_000
@@ -66,6 +77,13 @@ def stop_ramp(circuit: Circuit) -> Circuit:
     return replace(circuit, ramp_rate_mps=0, ramp_tokens=0, ramp_ceiling_mps=0)
 
 
+def bucket(circuit: Circuit) -> int:
+    """
+    Most tokens that are saved up.  Also the worth of the held tasks that may be on their way to a gate.
+    """
+    return max(CALL, circuit.ramp_rate_mps * BUCKET_MS)
+
+
 def fill_ramp(circuit: Circuit, now_ms: int) -> Circuit:
     """
     Add what was earned since the last look.  A clock that stepped back earns nothing.
@@ -74,8 +92,7 @@ def fill_ramp(circuit: Circuit, now_ms: int) -> Circuit:
         return circuit
     # Enough to fill any bucket, and far from overflowing.
     elapsed_ms = min(max(now_ms - circuit.ramp_filled_ms, 0), 10_000)
-    bucket = max(CALL, circuit.ramp_rate_mps * BUCKET_MS)
-    tokens = min(circuit.ramp_tokens + elapsed_ms * circuit.ramp_rate_mps, bucket)
+    tokens = min(circuit.ramp_tokens + elapsed_ms * circuit.ramp_rate_mps, bucket(circuit))
     return replace(circuit, ramp_tokens=tokens, ramp_filled_ms=now_ms)
 
 
@@ -90,10 +107,10 @@ def take(circuit: Circuit, starts: int) -> Circuit:
 
 def grow_ramp(circuit: Circuit) -> Circuit:
     """
-    Go faster, because a call has succeeded.
+    Go faster, because a call has succeeded; but not faster than the workers start what is drawn.
     """
     rate = circuit.ramp_rate_mps
-    if not rate:
+    if not rate or circuit.drawn * CALL >= bucket(circuit):
         return circuit
     ceiling = circuit.ramp_ceiling_mps
     if ceiling and rate >= ceiling:
@@ -102,6 +119,18 @@ def grow_ramp(circuit: Circuit) -> Circuit:
     else:
         rate += 1000
     return replace(circuit, ramp_rate_mps=rate) if rate < FASTEST_MPS else stop_ramp(circuit)
+
+
+def is_easing(circuit: Circuit, now_ms: int) -> bool:
+    """
+    Whether a step back cannot have shown yet what it does.
+
+    While held tasks return, what fails right after it was started at the pace before it: our own doing, and no
+    reason to trip.
+    """
+    if not circuit.ramp_rate_mps or now_ms < max(circuit.ramp_cut_ms, circuit.drawn_ms):
+        return False
+    return now_ms - min(circuit.ramp_cut_ms, circuit.drawn_ms) < CUT_PAUSE_MS
 
 
 def cut_ramp(circuit: Circuit, *, least_mps: int, now_ms: int) -> Circuit:

@@ -59,9 +59,13 @@ _PRELUDE = [
     ("math.max(c.ramp_tokens - starts * CALL, -CALL)", "c.ramp_tokens - starts * CALL", "the debt has no end"),
     ("rate = rate + 1000\n", "rate = rate + 2000\n", "the ramp grows too fast"),
     ("  if rate >= FASTEST_MPS then return stop_ramp() end\n", "", "a ramp that limits nothing never ends"),
+    (" or c.drawn * CALL >= bucket()", "", "the ramp grows though the workers do not start what is drawn"),
     ("rate >= ceiling", "rate > ceiling", "the rate that failed is passed at full speed"),
     ("since < CUT_PAUSE_MS", "since <= CUT_PAUSE_MS", "a cut protects 1 ms too long"),
     ("since >= 0 and since", "since", "after a step back nothing cuts"),
+    ("return now - math.min(c.ramp_cut_ms, c.drawn_ms) <", "return now - c.drawn_ms <", "any draw excuses failures"),
+    ("return now - math.min(c.ramp_cut_ms, c.drawn_ms) <", "return now - c.ramp_cut_ms <", "any cut excuses failures"),
+    (" or now < math.max(c.ramp_cut_ms, c.drawn_ms) then", " then", "a cut in the future excuses failures"),
     (
         "set('ramp_tokens', math.min(c.ramp_tokens, 0))",
         "set('ramp_tokens', c.ramp_tokens)",
@@ -88,6 +92,7 @@ _ACQUIRE = [
     ("c.ramp_tokens < CALL", "c.ramp_tokens <= CALL", "a full token is not enough"),
     ("if paced and", "if", "the ramp refuses plain calls"),
     ("    take(1)\n", "", "starts cost nothing"),
+    ("    add('drawn', -1)\n", "", "a task that has arrived still counts as on its way"),
     ("math.max(lease_ms, policy.longest_lease_ms)", "policy.longest_lease_ms", "a long call's permit lapses early"),
     (
         "  if call('ZSCORE', KEYS[2], permit_key(permit_id)) then return 'call' end\n",
@@ -130,6 +135,7 @@ _SETTLE = [
         "c.failures > policy.failure_limit",
         "one failure too many is let by",
     ),
+    (" and not is_easing()", "", "what was started before a step back of the ramp trips"),
     ("  elseif c.failures > 0 then\n    set('failures', 0)\n", "", "failures need not be consecutive"),
     ("calls < policy.minimum_calls", "calls <= policy.minimum_calls", "a rate counts one call late"),
     ("failures * 1000000 >=", "failures * 1000000 >", "a failure rate at the threshold does not trip"),
@@ -187,9 +193,10 @@ _DRAW = [
     ("  take(count)\n", "", "drawn starts cost nothing"),
     ("c.override == 'auto' and now", "now", "tasks are drawn out of a circuit forced open"),
     ("now >= c.open_until_ms", "now > c.open_until_ms", "held tasks probe 1 ms late"),
-    (" - on_the_way\n", "\n", "more tasks are drawn than may probe"),
+    ("KEYS[3]) - on_the_way\n", "KEYS[3])\n", "more tasks are drawn than may probe"),
     ("since >= 0 and since", "since", "after a clock step back drawn tasks block the others for an hour"),
-    ("    set('drawn_ms', now)\n", "", "drawn tasks are forgotten at once"),
+    ("if count > 0 then set('drawn_ms', now) end\n", "", "drawn tasks are forgotten at once"),
+    (" / CALL) - on_the_way\n", " / CALL)\n", "more tasks are drawn than the workers start"),
 ]
 
 _FORCE = [

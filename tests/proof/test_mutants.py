@@ -149,7 +149,8 @@ def _lapsed_call(stand: Stand) -> list[object]:
 
 def _cuts(stand: Stand) -> list[object]:
     steep = replace(CONFIG, ramp_initial_rate=1.0, failure_threshold=50)
-    stand.store.draw(steep, 1)
+    stand.run(SUCCESS, steep)
+    stand.permit(steep, ticket=stand.store.draw(steep, 1).ticket)
     for _ in range(9):
         stand.run(SUCCESS, steep)
     rates = list[object]()
@@ -158,6 +159,39 @@ def _cuts(stand: Stand) -> list[object]:
         stand.run(FAILURE, steep)
         rates.append(stand.read().circuit.ramp_rate_mps)
     return rates
+
+
+def _failing(stand: Stand, *waits_ms: int) -> list[object]:
+    running, states = [stand.permit() for _ in waits_ms], list[object]()
+    for permit, wait_ms in zip(running, waits_ms, strict=True):
+        stand.clock.advance(wait_ms)
+        states.append(stand.settle(permit).state.value)
+    return states
+
+
+def _eases(stand: Stand) -> list[object]:
+    stand.store.draw(CONFIG, 1)
+    return _failing(stand, 0, 0, 0, 499, 1, 0)
+
+
+def _eases_after_no_draw(stand: Stand) -> list[object]:
+    stand.store.draw(CONFIG, 1)
+    return _failing(stand, 1, 0, 499, 0)
+
+
+def _eases_after_no_cut(stand: Stand) -> list[object]:
+    stand.store.draw(CONFIG, 1)
+    states = _failing(stand, 0, 0)
+    stand.clock.advance(1500)
+    return [*states, stand.store.draw(CONFIG, 1).count, *_failing(stand, 0)]
+
+
+def _eased_in_the_future(stand: Stand) -> list[object]:
+    stand.store.draw(CONFIG, 1)
+    running = [stand.permit() for _ in range(3)]
+    stand.settle(running[0])
+    stand.clock.advance(-3_600_000)
+    return [stand.settle(permit).state.value for permit in running[1:]]
 
 
 def _slow_failures(stand: Stand) -> list[object]:
@@ -320,6 +354,13 @@ TARGETED: dict[str, tuple[Callable[[Stand], list[object]], list[object]]] = {
     "a tally brings a newer policy": (_told_by_the_newer, ["3"]),
     "a call's lease ends to the millisecond, its own longer one later": (_lapsed_call, [1]),
     "one cut of the ramp in 500 ms": (_cuts, [7000, 7000, 4900]),
+    "what was started before a step back does not trip": (_eases, [*["closed"] * 4, "open", "open"]),
+    "a threshold is a threshold where no task has left lately": (
+        _eases_after_no_draw,
+        [*["closed"] * 2, "open", "open"],
+    ),
+    "a threshold is a threshold after the ramp's half second": (_eases_after_no_cut, ["closed", "closed", 1, "open"]),
+    "a step back in the future excuses nothing": (_eased_in_the_future, ["closed", "open"]),
     "a failure that took long is slow too": (_slow_failures, ["closed", "open"]),
     "a drawn task that is lost is replaced after 1 s": (_drawn, [1, 0, 1]),
     "after a clock step back nothing is unstable that never is": (_stepped_back, [10_000]),

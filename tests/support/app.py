@@ -65,6 +65,19 @@ def autoretry(self: Task) -> dict[str, int]:
     return {"retries": self.request.retries, "holds": getattr(self.request, "omni_holds", 0)}
 
 
+@app.task(
+    base=CircuitBreakerTask,
+    circuit="dep",
+    bind=True,
+    max_retries=5,
+    autoretry_for=(DependencyDownError,),
+    retry_backoff=True,
+)
+def patient(self: Task) -> None:
+    """Call the dependency; retried later where it has no room."""
+    dependency.call(self.request.id)
+
+
 @app.task(base=CircuitBreakerTask, circuit="dep", bind=True, max_retries=3)
 def manual_retry(self: Task) -> dict[str, int]:
     """Call the dependency; retry by hand."""

@@ -7,6 +7,7 @@ the caller dies.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -53,12 +54,14 @@ class Dependency:
         self._switch = folder / "switch"
         self._ledger = folder / "ledger.jsonl"
 
-    def set(self, *, up: bool, delay: float = 0.0) -> None:
+    def set(self, *, up: bool, delay: float = 0.0, capacity: float = 0.0) -> None:
         """
         Make it answer, or fail, each call after *delay* seconds.
+
+        With a *capacity* it answers so many calls a second, and a fifth of that at once; it fails what exceeds that.
         """
         fresh = self._switch.with_suffix(".new")
-        fresh.write_text(json.dumps({"up": up, "delay": delay}))
+        fresh.write_text(json.dumps({"up": up, "delay": delay, "capacity": capacity}))
         fresh.replace(self._switch)
 
     def call(self, task_id: str) -> None:
@@ -69,10 +72,11 @@ class Dependency:
             DependencyDownError: It is down.
         """
         state = json.loads(self._switch.read_text())
-        self._write(task_id, ok=state["up"], phase="start")
+        answers = state["up"] and (not state["capacity"] or self._has_room(state["capacity"]))
+        self._write(task_id, ok=answers, phase="start")
         if state["delay"]:
             time.sleep(state["delay"])
-        if not state["up"]:
+        if not answers:
             raise DependencyDownError(task_id)
         self._write(task_id, ok=True, phase="end")
 
@@ -84,6 +88,21 @@ class Dependency:
             return []
         lines = self._ledger.read_text().splitlines()
         return [call for call in (Call(**json.loads(line)) for line in lines) if call.phase == phase]
+
+    def _has_room(self, capacity: float) -> bool:
+        """
+        Take a token out of a bucket that all processes share.
+        """
+        with (self.folder / "bucket").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            tokens, filled = json.loads(file.read() or "[0, 0]")
+            now = time.monotonic()
+            tokens = min(tokens + (now - filled) * capacity, capacity / 5)
+            room = tokens >= 1
+            file.truncate(0)
+            file.write(json.dumps([tokens - room, now]))
+        return bool(room)
 
     def _write(self, task_id: str, **fields: Any) -> None:
         line = json.dumps({"task_id": task_id, "at": time.monotonic(), "pid": os.getpid(), **fields}) + "\n"

@@ -4,6 +4,7 @@ The paced return: how fast tasks start after a recovery, and how held tasks are 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -257,6 +258,76 @@ def test_after_closing_starts_follow_the_ramp() -> None:
     bench.now_ms += 500
     assert bench.ask(paced=True).permit is not None
     assert bench.draw(50).count == 0
+
+
+def _failing(bench: Bench, *, after_ms: int) -> list[str]:
+    """
+    Fail while held tasks return, so long after the first failure; the states after each failure.
+    """
+    running = [bench.permit() for _ in range(6)]
+    states = list[str]()
+    for number, permit in enumerate(running):
+        bench.now_ms += after_ms if number == 1 else 0
+        bench.settle(permit)
+        states.append(bench.circuit.state.value)
+    return states
+
+
+def test_what_started_before_a_step_back_does_not_trip() -> None:
+    """
+    While held tasks return, failures in the half second after a step back are its own doing; later ones are not.
+    """
+    for after_ms, states in ((499, ["closed"] * 6), (500, ["closed"] * 2 + ["open"] * 4)):
+        bench = _recovered(failure_threshold=3)
+        bench.draw(50)
+        assert _failing(bench, after_ms=after_ms) == states
+
+
+def test_without_held_tasks_a_ramp_excuses_nothing() -> None:
+    """
+    Where no held task has left lately, the threshold opens the circuit at once, whatever the ramp.
+    """
+    assert _failing(_recovered(failure_threshold=3), after_ms=0) == ["closed"] * 2 + ["open"] * 4
+
+
+def test_a_second_outage_trips_when_the_step_back_has_had_its_time() -> None:
+    """
+    Nothing succeeds for half a second after the step back: the next failure opens the circuit.
+    """
+    bench = _recovered(failure_threshold=3)
+    bench.draw(50)
+    running = [bench.permit() for _ in range(5)]
+    for permit in running[:4]:
+        bench.settle(permit)
+    assert bench.circuit.state.value == "closed"
+    bench.now_ms += 500
+    bench.settle(running[4])
+    assert bench.circuit.state.value == "open"
+
+
+def test_what_is_not_started_is_not_added_to() -> None:
+    """
+    At 50 a second ten drawn tasks may be on their way; the next leave when those ask, or count as lost after 1 s.
+    """
+    bench = _recovered(ramp_initial_rate=50.0)
+    ticket = bench.draw(50).ticket
+    bench.now_ms += 200
+    assert bench.draw(50).count == 9
+    bench.now_ms += 200
+    assert bench.draw(50).count == 0
+    assert bench.ask(paced=True, ticket=ticket).permit is not None
+    assert bench.draw(50).count == 1
+    bench.now_ms += 1_000
+    assert bench.draw(50).count == 10
+
+
+def test_the_ramp_grows_no_faster_than_tasks_start() -> None:
+    """
+    While as many drawn tasks are on their way as may be, a success says nothing about a higher rate.
+    """
+    full = _ramp(50_000, drawn=10)
+    assert grow_ramp(full) == full
+    assert grow_ramp(replace(full, drawn=9)).ramp_rate_mps == 51_000
 
 
 def test_a_ticket_is_paid_already() -> None:

@@ -221,11 +221,12 @@ local function stop_ramp()
   set('ramp_ceiling_mps', 0)
 end
 
+local function bucket() return math.max(CALL, c.ramp_rate_mps * BUCKET_MS) end
+
 local function fill_ramp()
   if c.ramp_rate_mps == 0 then return end
   local elapsed = math.min(math.max(now - c.ramp_filled_ms, 0), 10000)
-  local bucket = math.max(CALL, c.ramp_rate_mps * BUCKET_MS)
-  set('ramp_tokens', math.min(c.ramp_tokens + elapsed * c.ramp_rate_mps, bucket))
+  set('ramp_tokens', math.min(c.ramp_tokens + elapsed * c.ramp_rate_mps, bucket()))
   set('ramp_filled_ms', now)
 end
 
@@ -236,7 +237,7 @@ end
 
 local function grow_ramp()
   local rate, ceiling = c.ramp_rate_mps, c.ramp_ceiling_mps
-  if rate == 0 then return end
+  if rate == 0 or c.drawn * CALL >= bucket() then return end
   if ceiling > 0 and rate >= ceiling then
     rate = rate + math.floor(math.max(500, math.floor(ceiling * CREEP_PERMILLE / 1000)) * 1000 / rate)
   else
@@ -244,6 +245,11 @@ local function grow_ramp()
   end
   if rate >= FASTEST_MPS then return stop_ramp() end
   set('ramp_rate_mps', rate)
+end
+
+local function is_easing()
+  if c.ramp_rate_mps == 0 or now < math.max(c.ramp_cut_ms, c.drawn_ms) then return false end
+  return now - math.min(c.ramp_cut_ms, c.drawn_ms) < CUT_PAUSE_MS
 end
 
 local function cut_ramp()

@@ -14,7 +14,7 @@
   Returns  {kind, gen, epoch, state, retry_after_ms, previous_state, failures, reason}
            kind  "call" | "probe" | "" when refused | "crowded" when the key is not listed and the list is full:
                  nothing was decided or written
-  Writes   the permit; open -> half_open; counters; the ramp's tokens; a policy that is newer; the log
+  Writes   the permit; open -> half_open; counters; the ramp's tokens; the tasks on their way; a policy that is newer; the log
   Cost     O(log P + lapsed), P = permits outstanding
   Mirrors  omni_tasks/core/machine.py: acquire(), omni_tasks/core/waits.py: retry_after()
 ]]
@@ -26,6 +26,8 @@ local function grant_call()
     fill_ramp()
     if paced and c.override == 'auto' and c.ramp_rate_mps > 0 and c.ramp_tokens < CALL then return '' end
     take(1)
+  elseif c.drawn > 0 then
+    add('drawn', -1)
   end
   call('ZADD', KEYS[2], now + math.max(lease_ms, policy.longest_lease_ms), permit_key(permit_id))
   add('admitted', 1)

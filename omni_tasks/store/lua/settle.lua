@@ -100,7 +100,7 @@ local function counts()
 end
 
 local function trips()
-  if policy.failure_limit > 0 and c.failures >= policy.failure_limit then return true end
+  if policy.failure_limit > 0 and c.failures >= policy.failure_limit and not is_easing() then return true end
   if c.window == '' then return false end
   local calls, failures, slow_calls = counts()
   if calls < policy.minimum_calls then return false end
