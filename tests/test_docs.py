@@ -31,7 +31,13 @@ from omni_tasks.core.quiet import Told
 from omni_tasks.embedded import start_server
 from omni_tasks.errors import ConfigurationError
 from omni_tasks.integration.eta import ETA_HEADER
-from omni_tasks.integration.held import CIRCUIT_HEADER, HELD_SINCE_HEADER, HOLDS_HEADER, TICKET_HEADER
+from omni_tasks.integration.held import (
+    CIRCUIT_HEADER,
+    HELD_SINCE_HEADER,
+    HOLDS_HEADER,
+    SUCCEEDS_HEADER,
+    TICKET_HEADER,
+)
 from omni_tasks.integration.holding import PROPERTIES_HEADER, QUEUE_HEADER
 from omni_tasks.integration.ledger import Ledger
 from omni_tasks.integration.lot import Lot
@@ -423,7 +429,8 @@ def test_documented_headers_are_the_headers() -> None:
     """The headers of a held message are those of the table."""
     said = [row["Header"] for row in table(SCHEMA, "Header", "Meaning")]
     assert said == [
-        CIRCUIT_HEADER, HOLDS_HEADER, HELD_SINCE_HEADER, TICKET_HEADER, ETA_HEADER, QUEUE_HEADER, PROPERTIES_HEADER
+        CIRCUIT_HEADER, HOLDS_HEADER, HELD_SINCE_HEADER, TICKET_HEADER, SUCCEEDS_HEADER, ETA_HEADER, QUEUE_HEADER,
+        PROPERTIES_HEADER,
     ]  # fmt: skip
 
 

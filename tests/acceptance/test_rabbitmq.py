@@ -46,24 +46,6 @@ def test_a_recovery_runs_every_held_task_once(rabbit_stage: Callable[..., Stage]
     assert play.held() == 0
 
 
-@pytest.mark.parametrize("parking", ["broker", "store"])
-def test_a_crash_between_parking_and_acknowledging_runs_the_task_once(
-    rabbit_stage: Callable[..., Stage], parking: str
-) -> None:
-    """A copy that RabbitMQ delivers again after its twin was parked is dropped: one run, not two."""
-    play = rabbit_stage(parking)
-    play.breaker.force_open()
-    victim = play.worker(environment={"TEST_CRASH": "after_park"})
-    [result] = play.send("plain")
-    eventually(lambda: victim.process.poll() is not None, within=20, what="the worker has died")
-    assert play.held() == 1
-    successor = play.worker()
-    eventually(lambda: successor.log.count(f"[{result.id}] received") == 1, within=20, what="delivered again")
-    play.breaker.release_force()
-    assert result.get(timeout=20)["holds"] == 1
-    assert [call.task_id for call in play.dependency.calls()] == [result.id]
-
-
 @either_place
 def test_a_killed_worker_loses_nothing(rabbit_stage: Callable[..., Stage], parking: str) -> None:
     """Kill -9 of the process group while tasks are held: all run, and none more often than it was hit."""

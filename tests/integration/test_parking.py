@@ -28,6 +28,7 @@ from omni_tasks.integration import store_lot
 from omni_tasks.integration.eta import ETA_HEADER, EtaQueue
 from omni_tasks.integration.held import Parking
 from omni_tasks.integration.holding import HoldingQueues
+from omni_tasks.integration.ledger import Ledger
 from omni_tasks.integration.lot import Lot
 from omni_tasks.integration.store_lot import StoreLot
 from omni_tasks.integration.virtual import StampStep
@@ -78,6 +79,10 @@ EVERYWHERE = {
 def _park(yard: Yard, message: Message, **options: Any) -> None:
     yard.place.park("dep", message, 1.0, **options)
     message.ack()
+
+
+def _put_back(message: Message) -> None:
+    message.reject(requeue=True)
 
 
 # What is sent.
@@ -276,6 +281,68 @@ def test_a_mover_that_died_after_publishing_doubles_nothing(
             yard.place.unpark("dep", 1, "gen:1")
     assert yard.place.unpark("dep", 1, "gen:1") == 0
     assert len(yard.receive(1)) == 1
+    assert yard.place.counts(["dep"]) == {"dep": 0}
+
+
+def _die_before_it_is_noted(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -> None:
+    """
+    RabbitMQ has the new copy; the ledger does not know it, and the old one is not acknowledged.
+    """
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "add", _broken)
+        with pytest.raises((ParkingError, ConnectionResetError)):
+            action()
+
+
+@pytest.mark.parametrize("first", ["redelivered copy", "held copy"])
+def test_a_worker_that_died_after_publishing_what_it_parked_doubles_nothing(
+    make_yard: MakeYard, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """On RabbitMQ: parked, but not noted; of the redelivered copy and the held one the first to be taken up stands."""
+    yard = make_yard("rabbitmq")
+    yard.app.send_task("work")
+    [message] = yard.receive(1)
+    _die_before_it_is_noted(monkeypatch, lambda: yard.place.park("dep", message, 1.0))
+    _put_back(message)
+    [again] = yard.receive(1)
+    if first == "redelivered copy":
+        assert not yard.place.is_superseded(again)
+        assert yard.place.unpark("dep", 1, "gen:1") == 0
+        # It may be killed again, and is still the only one.
+        _put_back(again)
+        [again] = yard.receive(1)
+        assert not yard.place.is_superseded(again)
+        _park(yard, again)
+        assert yard.place.unpark("dep", 2, "gen:1") == 1
+        [returned] = yard.receive(1)
+        assert not yard.place.is_superseded(returned)
+    else:
+        assert yard.place.unpark("dep", 1, "gen:1") == 1
+        assert yard.place.is_superseded(again)
+        [returned] = yard.receive(1)
+        assert not yard.place.is_superseded(returned)
+    assert yard.place.counts(["dep"]) == {"dep": 0}
+
+
+@pytest.mark.parametrize("first", ["published copy", "held copy"])
+def test_a_mover_that_died_before_it_noted_what_it_published_doubles_nothing(
+    make_yard: MakeYard, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """On RabbitMQ: published, but not noted; the gate lets one of the two copies pass, however often it comes."""
+    yard = _held_yard(make_yard, "rabbitmq")
+    _die_before_it_is_noted(monkeypatch, lambda: yard.place.unpark("dep", 1, "gen:1"))
+    if first == "published copy":
+        [published] = yard.receive(1)
+        assert not yard.place.is_superseded(published)
+        assert yard.place.unpark("dep", 1, "gen:1") == 0
+        _put_back(published)
+        [published] = yard.receive(1)
+        assert not yard.place.is_superseded(published)
+    else:
+        assert yard.place.unpark("dep", 1, "gen:1") == 1
+        copies = yard.receive(2)
+        for _ in range(2):
+            assert [yard.place.is_superseded(copy) for copy in copies] == [True, False]
     assert yard.place.counts(["dep"]) == {"dep": 0}
 
 
