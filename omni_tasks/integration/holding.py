@@ -48,6 +48,8 @@ PROPERTIES_HEADER = "omni_properties"
 #: Where a received message keeps what its successor must carry, in its ``delivery_info``: that is sent nowhere.
 _NUMBER = "omni_number"
 
+_GONE = "Holding queue %r is gone, with what it held; the next task that is held makes it anew"
+
 #: AMQP: the broker drops what has outlived its ``expiration``, and forgets at a restart what is not in mode 2.
 _ASIDE = ("expiration", "delivery_mode")
 _PERSISTENT = 2
@@ -231,7 +233,7 @@ class HoldingQueues:
         elif not self._publish(name, held):
             return
         else:
-            logger.warning("Holding queue %r is gone, with what it held; it is declared anew", name)
+            logger.warning(_GONE, name)
             self._declare(name)
         if self._publish(name, held):
             raise ParkingError(f"holding queue {name!r} was deleted as soon as it was declared")
@@ -280,6 +282,8 @@ class HoldingQueues:
             with self._carrier.channel() as channel:
                 depth = int(channel.queue_declare(name, passive=True).message_count)
         except amqp.NotFound:
+            if name in self._there:
+                logger.warning(_GONE, name)
             self._there.discard(name)
             return 0
         self._there.add(name)

@@ -26,7 +26,7 @@ __all__ = ["Arrival", "Ledger", "successor_of"]
 
 logger = logging.getLogger(__name__)
 
-#: How long a void successor may still turn up, in ms.  It waits no longer than any message that the circuit lets go.
+#: How long a copy keeps its number, in ms: a void successor may wait that long for its turn.
 _VOID_MS = 86_400_000
 
 #: Above every number: what carries it is never void.

@@ -155,7 +155,7 @@ def test_fifty_kills(
         worker.kill()
         kills.append(time.monotonic())
     play.breaker.release_force()
-    last = play.worker(environment=environment, concurrency=2)
+    last = play.worker(environment=environment)
 
     def settled() -> bool:
         all_ended = {call.task_id for call in play.dependency.calls(phase="end")} == sent
@@ -175,6 +175,23 @@ def test_fifty_kills(
     assert found.others == 0
     assert found.worst <= 2
     assert found.unacknowledged <= len(kills)
+
+
+@pytest.mark.soak
+def test_a_broker_that_is_killed_keeps_what_it_holds(stage: Callable[..., Stage]) -> None:
+    """Redis is killed with a thousand tasks held and started again from its file: every one runs, once."""
+    play = stage(ramp_initial_rate=50.0)
+    play.breaker.force_open()
+    play.worker()
+    results = play.send("plain", 1000)
+    eventually(lambda: play.held() == 1000, within=120, what="a thousand held")
+    play.server.kill()
+    play.server.restart()
+    assert play.held() == 1000
+    play.breaker.release_force()
+    eventually(lambda: len(play.dependency.calls(phase="end")) >= 1000, within=180, what="all have run")
+    eventually(lambda: play.left() == play.held() == 0, within=40, what="no copy is left")
+    assert Counter(call.task_id for call in play.dependency.calls()) == {result.id: 1 for result in results}
 
 
 @pytest.fixture

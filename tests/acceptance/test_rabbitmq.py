@@ -12,7 +12,7 @@ import pytest
 
 from tests.acceptance.conftest import Stage
 from tests.support.eventually import eventually
-from tests.support.rabbitmq import AMQP_URL, require_rabbitmq
+from tests.support.rabbitmq import AMQP_URL, channel_to, require_rabbitmq
 
 pytestmark = pytest.mark.acceptance
 
@@ -63,6 +63,23 @@ def test_a_killed_worker_loses_nothing(rabbit_stage: Callable[..., Stage], parki
     assert set(runs) == {result.id for result in results}
     assert max(runs.values()) <= 2
     assert sum(runs.values()) <= 100 + 1
+
+
+def test_a_holding_queue_that_is_deleted_is_noticed(rabbit_stage: Callable[..., Stage]) -> None:
+    """What it held is gone, and the worker says so; what is refused from then on is held, and runs."""
+    play = rabbit_stage("broker", ramp_initial_rate=50.0)
+    play.breaker.force_open()
+    worker = play.worker()
+    play.send("late", 3)
+    eventually(lambda: play.held() == 3, within=40, what="three held")
+    with channel_to(AMQP_URL) as channel:
+        channel.queue_delete(f"{play.prefix}:held:dep")
+    eventually(lambda: "is gone, with what it held" in worker.log, within=40, what="it is said")
+    results = play.send("late", 3)
+    eventually(lambda: play.held() == 3, within=40, what="three more held")
+    play.breaker.release_force()
+    assert [result.get(timeout=40)["holds"] for result in results] == [1] * 3
+    assert {call.task_id for call in play.dependency.calls()} == {result.id for result in results}
 
 
 @pytest.mark.soak
