@@ -76,7 +76,7 @@ def test_a_killed_probe_frees_its_slot_and_counts_once(stage: Callable[..., Stag
 
 
 #: Where a worker may be killed, and on which brokers there is such a moment; all but the first ones take `make soak`.
-_POINTS = {
+POINTS = {
     "parked, not noted": ("rabbitmq",),
     "parked": ("redis", "rabbitmq", "rabbitmq-store"),
     "moved, not noted": ("rabbitmq",),
@@ -90,8 +90,8 @@ _POINTS = {
 @pytest.mark.parametrize(
     ("point", "broker"),
     [
-        pytest.param(point, broker, marks=[pytest.mark.soak] * (point in list(_POINTS)[4:]))
-        for point, brokers in _POINTS.items()
+        pytest.param(point, broker, marks=[pytest.mark.soak] * (point in list(POINTS)[4:]))
+        for point, brokers in POINTS.items()
         for broker in brokers
     ],
 )

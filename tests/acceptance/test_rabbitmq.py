@@ -48,7 +48,7 @@ def test_a_recovery_runs_every_held_task_once(rabbit_stage: Callable[..., Stage]
 
 @either_place
 def test_a_killed_worker_loses_nothing(rabbit_stage: Callable[..., Stage], parking: str) -> None:
-    """Kill -9 of the process group while tasks are held: all run, and none more often than it was hit."""
+    """Kill -9 of the process group while tasks are held: all run, once."""
     play = rabbit_stage(parking, ramp_initial_rate=20.0)
     play.breaker.force_open()
     worker = play.worker()
@@ -60,9 +60,7 @@ def test_a_killed_worker_loses_nothing(rabbit_stage: Callable[..., Stage], parki
     for result in results:
         result.get(timeout=40)
     runs = Counter(call.task_id for call in play.dependency.calls(phase="end"))
-    assert set(runs) == {result.id for result in results}
-    assert max(runs.values()) <= 2
-    assert sum(runs.values()) <= 100 + 1
+    assert runs == {result.id: 1 for result in results}
 
 
 def test_a_holding_queue_that_is_deleted_is_noticed(rabbit_stage: Callable[..., Stage]) -> None:
