@@ -167,7 +167,7 @@ def test_fifty_kills(
     found = account(sent, play.dependency.calls(), play.dependency.calls(phase="end"), kills)
     with capsys.disabled():
         print(f"\n{broker}: {len(kills)} kills, {len(sent)} tasks: {found}")  # noqa: T201 - what `make soak` is run for
-    moves = feed.last_moves(found.lost)
+    moves = Feed.last_moves(tmp_path, found.lost)
     # The last that was done with each: somebody put it on the list.  Only kombu's BRPOP takes it off there.
     popped = {lost for lost, (command, key) in moves.items() if command.endswith("PUSH") and key.startswith(play.queue)}
     assert found.lost == (popped if on_redis else set())

@@ -95,13 +95,14 @@ class Feed:
     Every command that a Redis server carries out, from the moment this is made until it is closed.
     """
 
+    _NAME = "feed.log"
     _COMMAND = re.compile(r'^\+?\S+ \[\d+ \S+\] "(\w+)" "([^"]*)"')
 
     def __init__(self, url: str, folder: Path) -> None:
         """
         Write what the server at *url* does to a file in *folder*.
         """
-        self._path = folder / "feed.log"
+        self._path = folder / self._NAME
         where = urlsplit(url)
         self._socket = socket.create_connection((where.hostname, where.port))
         self._socket.sendall(b"MONITOR\r\n")
@@ -116,15 +117,16 @@ class Feed:
         self._thread.join()
         self._socket.close()
 
-    def last_moves(self, ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+    @classmethod
+    def last_moves(cls, folder: Path, ids: Iterable[str]) -> dict[str, tuple[str, str]]:
         """
         For each id the last command that put the message with it somewhere, and the key it put it into.
         """
         found: dict[str, tuple[str, str]] = {}
-        wanted = re.compile("|".join(map(re.escape, ids)))
-        with self._path.open(errors="replace") as lines:
+        wanted = re.compile("|".join(map(re.escape, ids)) or "$^")
+        with (folder / cls._NAME).open(errors="replace") as lines:
             for line in lines:
-                command = self._COMMAND.match(line)
+                command = cls._COMMAND.match(line)
                 if command and command[1] in {"LPUSH", "RPUSH", "HSET"}:
                     found |= dict.fromkeys(wanted.findall(line), (command[1], command[2]))
         return found
