@@ -31,7 +31,13 @@ from omni_tasks.core.quiet import Told
 from omni_tasks.embedded import start_server
 from omni_tasks.errors import ConfigurationError
 from omni_tasks.integration.eta import ETA_HEADER
-from omni_tasks.integration.held import CIRCUIT_HEADER, HELD_SINCE_HEADER, HOLDS_HEADER, TICKET_HEADER
+from omni_tasks.integration.held import (
+    CIRCUIT_HEADER,
+    HELD_SINCE_HEADER,
+    HOLDS_HEADER,
+    SUCCEEDS_HEADER,
+    TICKET_HEADER,
+)
 from omni_tasks.integration.holding import PROPERTIES_HEADER, QUEUE_HEADER
 from omni_tasks.integration.ledger import Ledger
 from omni_tasks.integration.lot import Lot
@@ -52,6 +58,7 @@ from omni_tasks.store.schema import (
     revoked_key,
 )
 from omni_tasks.tied import spawn_tied
+from tests.acceptance.test_crashes import POINTS
 from tests.support.clock import Clock
 from tests.support.eventually import eventually
 from tests.support.worker import ROOT, Worker
@@ -423,7 +430,8 @@ def test_documented_headers_are_the_headers() -> None:
     """The headers of a held message are those of the table."""
     said = [row["Header"] for row in table(SCHEMA, "Header", "Meaning")]
     assert said == [
-        CIRCUIT_HEADER, HOLDS_HEADER, HELD_SINCE_HEADER, TICKET_HEADER, ETA_HEADER, QUEUE_HEADER, PROPERTIES_HEADER
+        CIRCUIT_HEADER, HOLDS_HEADER, HELD_SINCE_HEADER, TICKET_HEADER, SUCCEEDS_HEADER, ETA_HEADER, QUEUE_HEADER,
+        PROPERTIES_HEADER,
     ]  # fmt: skip
 
 
@@ -578,3 +586,15 @@ def test_every_invariant_is_shown_by_tests_that_exist(row: Row) -> None:
     assert named, f"{row['Number']} is shown by no test"
     for file, test in named:
         assert re.search(rf"^(?:async )?def {test}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE), (file, test)
+
+
+def test_documented_points_of_a_kill_are_the_tested_ones() -> None:
+    """
+    ARCHITECTURE.md has a row for each, and says where there is no such moment.
+    """
+    columns = ("Killed", "Redis: runs a task, lost", "RabbitMQ: runs a task, lost")
+    rows = {row["Killed"]: list(row.values())[1:] for row in table(ROOT / "ARCHITECTURE.md", *columns)}
+    assert rows == {
+        point: ["1, 0" if broker in brokers else "no such moment" for broker in ("redis", "rabbitmq")]
+        for point, brokers in POINTS.items()
+    }

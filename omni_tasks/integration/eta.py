@@ -24,7 +24,7 @@ from omni_tasks.integration.held import (
     Limits,
     whole,
 )
-from omni_tasks.integration.ledger import Ledger
+from omni_tasks.integration.ledger import Ledger, successor_of
 from omni_tasks.integration.virtual import VirtualCarrier, queue_of, raw_of
 
 __all__ = ["ETA_HEADER", "EtaQueue"]
@@ -84,7 +84,7 @@ class EtaQueue:
         )
         copy = self._carrier.copy_of(message)
         self._carrier.put(queue_of(message), raw)
-        self._ledger.add([copy])
+        self._ledger.add([successor_of(copy, 0)])
         return holds
 
     def is_superseded(self, message: Message) -> bool:

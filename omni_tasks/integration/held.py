@@ -21,6 +21,7 @@ __all__ = [
     "HOLDS_HEADER",
     "NO_LIMITS",
     "REPLAYED",
+    "SUCCEEDS_HEADER",
     "TICKET_HEADER",
     "HeldTask",
     "Limits",
@@ -35,6 +36,7 @@ CIRCUIT_HEADER = "omni_circuit"
 HOLDS_HEADER = "omni_holds"
 HELD_SINCE_HEADER = "omni_held_since"
 TICKET_HEADER = "omni_ticket"
+SUCCEEDS_HEADER = "omni_succeeds"
 
 #: The ticket of a task that left because its time was over, and of one that an operator replays.
 DUE, REPLAYED = "due", "replayed"
@@ -110,7 +112,7 @@ class Parking(Protocol):
 
     def is_superseded(self, message: Message) -> bool:
         """
-        Whether another copy of this very delivery has been parked already.
+        Whether another copy stands for this one: it has been parked already, or published twice on its way back.
 
         Raises:
             ParkingError: Nobody could be asked, and dropping or running the copy would be a guess.

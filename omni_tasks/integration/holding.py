@@ -28,13 +28,14 @@ from omni_tasks.integration.held import (
     HELD_SINCE_HEADER,
     HOLDS_HEADER,
     NO_LIMITS,
+    SUCCEEDS_HEADER,
     TICKET_HEADER,
     HeldTask,
     Limits,
     held_task,
     whole,
 )
-from omni_tasks.integration.ledger import Ledger
+from omni_tasks.integration.ledger import Arrival, Ledger, successor_of
 
 __all__ = ["PROPERTIES_HEADER", "QUEUE_HEADER", "HoldingQueues"]
 
@@ -43,6 +44,11 @@ logger = logging.getLogger(__name__)
 #: Only while a message is held: the queue it goes back to, and its properties that must not act on it here.
 QUEUE_HEADER = "omni_queue"
 PROPERTIES_HEADER = "omni_properties"
+
+#: Where a received message keeps what its successor must carry, in its ``delivery_info``: that is sent nowhere.
+_NUMBER = "omni_number"
+
+_GONE = "Holding queue %r is gone, with what it held; the next task that is held makes it anew"
 
 #: AMQP: the broker drops what has outlived its ``expiration``, and forgets at a restart what is not in mode 2.
 _ASIDE = ("expiration", "delivery_mode")
@@ -118,6 +124,7 @@ class HoldingQueues:
         headers = content.headers or {}
         holds = whole(headers.get(HOLDS_HEADER)) + 1
         since = whole(headers.get(HELD_SINCE_HEADER)) or self._ledger.now_ms()
+        copy, number = copy_of(queue, content), message.delivery_info.get(_NUMBER, 0)
         aside = {name: content.properties[name] for name in _ASIDE if name in content.properties}
         held = with_headers(
             content,
@@ -126,6 +133,7 @@ class HoldingQueues:
                 HOLDS_HEADER: holds,
                 HELD_SINCE_HEADER: str(since),
                 TICKET_HEADER: None,
+                SUCCEEDS_HEADER: successor_of(copy, number),
                 QUEUE_HEADER: queue,
                 PROPERTIES_HEADER: aside,
             },
@@ -133,15 +141,30 @@ class HoldingQueues:
         held.properties.pop("expiration", None)
         held.properties["delivery_mode"] = _PERSISTENT
         self._hold(self.queue_for(circuit), held)
-        self._ledger.add([copy_of(queue, content)], circuit=circuit)
+        if not self._ledger.add([successor_of(copy, number)], circuit=circuit):
+            self._take_up(message, copy)
+            raise ParkingError("the broker has delivered it to another worker as well")
         return holds
 
     def is_superseded(self, message: Message) -> bool:
         """
-        Whether another copy of this very delivery has been parked already.
+        Whether another copy stands for this one: it has been parked already, or published twice on its way back.
         """
-        queue, content = self._carrier.queue_of(message), self._carrier.content_of(message)
-        return bool(self._ledger.known([copy_of(queue, content)]))
+        copy = copy_of(self._carrier.queue_of(message), self._carrier.content_of(message))
+        return not self._take_up(message, copy)
+
+    def _take_up(self, message: Message, copy: str) -> bool:
+        info = message.delivery_info
+        arrival = Arrival(
+            succeeds=str(message.headers.get(SUCCEEDS_HEADER, "")),
+            copy=copy,
+            # Once is enough: what this worker has made of it since is no twin.
+            again=bool(info.get("redelivered")) and _NUMBER not in info,
+        )
+        [number] = self._ledger.arrive([arrival])
+        if number is not None:
+            info[_NUMBER] = number
+        return number is not None
 
     def unpark(self, circuit: str, count: int, ticket: str) -> int:
         """
@@ -210,7 +233,7 @@ class HoldingQueues:
         elif not self._publish(name, held):
             return
         else:
-            logger.warning("Holding queue %r is gone, with what it held; it is declared anew", name)
+            logger.warning(_GONE, name)
             self._declare(name)
         if self._publish(name, held):
             raise ParkingError(f"holding queue {name!r} was deleted as soon as it was declared")
@@ -226,16 +249,23 @@ class HoldingQueues:
         self._there.add(name)
 
     def _return(self, channel: Any, name: str, fetched: Sequence[amqp.Message], ticket: str) -> int:
-        going = {(one := _Leaving.of(name, message, ticket)).copy: one for message in fetched}
+        going = {(one := _Leaving.of(name, message, ticket)).arrival.copy: one for message in fetched}
         # Published already by a mover that died, or parked twice because RabbitMQ's answer to the first was lost.
-        known = self._ledger.known(list(going))
-        fresh = [one for copy, one in going.items() if copy not in known]
-        missing = self._carrier.publish(channel, [(one.queue, one.released) for one in fresh])
-        stranded = [one for one in fresh if one.queue in missing]
+        numbers = self._ledger.arrive([one.arrival for one in going.values()])
+        fresh = [
+            (one, successor_of(copy, number))
+            for (copy, one), number in zip(going.items(), numbers, strict=True)
+            if number is not None
+        ]
+        missing = self._carrier.publish(
+            channel, [(one.queue, with_headers(one.released, {SUCCEEDS_HEADER: this})) for one, this in fresh]
+        )
+        stranded = [one for one, _ in fresh if one.queue in missing]
         if stranded:
             # To the end, or they would keep all others waiting.
             self._carrier.publish(channel, [(name, one.held) for one in stranded])
-        self._ledger.add([one.copy for one in fresh if one not in stranded])
+        if not self._ledger.add([this for one, this in fresh if one.queue not in missing]):
+            raise ParkingError("another mover has fetched the same tasks: the connection was lost")
         for message in fetched:
             channel.basic_ack(message.delivery_tag)
         if stranded:
@@ -252,6 +282,8 @@ class HoldingQueues:
             with self._carrier.channel() as channel:
                 depth = int(channel.queue_declare(name, passive=True).message_count)
         except amqp.NotFound:
+            if name in self._there:
+                logger.warning(_GONE, name)
             self._there.discard(name)
             return 0
         self._there.add(name)
@@ -271,7 +303,7 @@ class _Leaving:
     A held message on its way out.
 
     Attributes:
-        copy: Identifies it there, whenever it was parked there.
+        arrival: Its copy is the same whenever it was parked there.
 
         held: As it was there.
 
@@ -280,7 +312,7 @@ class _Leaving:
         released: As it was received there, but for our own headers.
     """
 
-    copy: str
+    arrival: Arrival
     held: amqp.Message
     queue: str
     released: amqp.Message
@@ -297,5 +329,9 @@ class _Leaving:
         released.properties.pop("delivery_mode", None)
         if isinstance(aside, dict):
             released.properties.update({key: aside[key] for key in _ASIDE if key in aside})
-        copy = copy_of(name, with_headers(held, {HELD_SINCE_HEADER: None}))
-        return cls(copy, held, queue, released)
+        arrival = Arrival(
+            succeeds=str(headers.get(SUCCEEDS_HEADER, "")),
+            copy=copy_of(name, with_headers(held, {HELD_SINCE_HEADER: None})),
+            again=bool(message.delivery_info["redelivered"]),
+        )
+        return cls(arrival, held, queue, released)

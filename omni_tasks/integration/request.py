@@ -41,7 +41,7 @@ from omni_tasks.integration.coalescing import drop_if_equal_waits, stop_waiting
 from omni_tasks.integration.compat import queues_in_pool
 from omni_tasks.integration.decision import DECISION_KEY, Decision
 from omni_tasks.integration.ending import EndingRequest
-from omni_tasks.integration.held import HOLDS_HEADER, TICKET_HEADER, Parking
+from omni_tasks.integration.held import HOLDS_HEADER, SUCCEEDS_HEADER, TICKET_HEADER, Parking
 from omni_tasks.integration.install import integration_of
 from omni_tasks.integration.parking import ask_again_later, hold
 from omni_tasks.integration.returning import ends_on_return
@@ -119,8 +119,8 @@ class CircuitRequest(EndingRequest):
         return False
 
     def _is_dealt_with(self) -> bool:
-        if self._may_be_parked() and self._lot.is_superseded(self._message):
-            # Parked already: its worker died before the acknowledgement, or did not hear the lot's answer.
+        if self._may_have_a_twin() and self._lot.is_superseded(self._message):
+            # Its worker died before the acknowledgement, or did not hear the lot's answer; or its mover died.
             self.acknowledge()
             state.task_ready(self)
             return True
@@ -129,8 +129,8 @@ class CircuitRequest(EndingRequest):
             return True
         return False
 
-    def _may_be_parked(self) -> bool:
-        return self.pause > 0 or was_redelivered(self._message)
+    def _may_have_a_twin(self) -> bool:
+        return self.pause > 0 or was_redelivered(self._message) or SUCCEEDS_HEADER in self._request_dict
 
     def _carry(self, decision: Decision) -> None:
         self.permit = decision.permit

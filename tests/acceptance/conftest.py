@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from celery import Celery
 
 from omni_tasks import CircuitBreaker, CircuitBreakerConfig, get_lot, init_app
@@ -115,6 +116,30 @@ class Stage:
         """
         return self.lot.counts(["dep"])["dep"]
 
+    def park_by_hand(self, count: int) -> None:
+        """
+        Hold the first tasks of the queue, without a worker.
+        """
+        with self.app.connection_for_write() as connection:
+            channel = connection.channel()
+            for _ in range(count):
+                message = channel.message_to_python(channel.basic_get(self.queue))
+                self.lot.park("dep", message, 1.0)
+                message.ack()
+
+    def left(self) -> int:
+        """
+        How many messages are in the broker's queues; on Redis also those that some worker has not acknowledged.
+        """
+        if self.broker_url:
+            with channel_to(self.broker_url) as channel:
+                return int(channel.queue_declare(self.queue, passive=True).message_count)
+        client = redis.Redis.from_url(self.server.url)
+        # kombu has a list for each priority.
+        return sum(client.llen(key) for key in client.scan_iter(f"{self.queue}*", _type="list")) + client.hlen(
+            "unacked"
+        )
+
     def send(self, name: str, count: int = 1, **options: Any) -> list[Any]:
         """
         Send tasks of :mod:`tests.support.app`.
@@ -160,4 +185,5 @@ def stage(tmp_path: Path, key_prefix: str) -> Iterator[Callable[..., Stage]]:
         if made.broker_url == AMQP_URL:
             with channel_to(AMQP_URL) as channel:
                 channel.queue_delete(made.queue)
+                channel.queue_delete(f"{made.queue}-none")
                 channel.queue_delete(f"{key_prefix}:held:dep")

@@ -8,7 +8,7 @@ import functools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,9 +25,11 @@ from kombu.message import Message
 from omni_tasks.embedded import EmbeddedServer
 from omni_tasks.errors import ParkingError
 from omni_tasks.integration import store_lot
+from omni_tasks.integration.amqp import AmqpCarrier
 from omni_tasks.integration.eta import ETA_HEADER, EtaQueue
-from omni_tasks.integration.held import Parking
+from omni_tasks.integration.held import SUCCEEDS_HEADER, Parking
 from omni_tasks.integration.holding import HoldingQueues
+from omni_tasks.integration.ledger import Arrival, Ledger
 from omni_tasks.integration.lot import Lot
 from omni_tasks.integration.store_lot import StoreLot
 from omni_tasks.integration.virtual import StampStep
@@ -78,6 +80,10 @@ EVERYWHERE = {
 def _park(yard: Yard, message: Message, **options: Any) -> None:
     yard.place.park("dep", message, 1.0, **options)
     message.ack()
+
+
+def _put_back(message: Message) -> None:
+    message.reject(requeue=True)
 
 
 # What is sent.
@@ -276,6 +282,97 @@ def test_a_mover_that_died_after_publishing_doubles_nothing(
             yard.place.unpark("dep", 1, "gen:1")
     assert yard.place.unpark("dep", 1, "gen:1") == 0
     assert len(yard.receive(1)) == 1
+    assert yard.place.counts(["dep"]) == {"dep": 0}
+
+
+def _die_before_it_is_noted(monkeypatch: pytest.MonkeyPatch, action: Callable[[], Any]) -> None:
+    """
+    RabbitMQ has the new copy; the ledger does not know it, and the old one is not acknowledged.
+    """
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "add", _broken)
+        with pytest.raises((ParkingError, ConnectionResetError)):
+            action()
+
+
+@pytest.mark.parametrize("first", ["redelivered copy", "held copy"])
+def test_a_worker_that_died_after_publishing_what_it_parked_doubles_nothing(
+    make_yard: MakeYard, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """On RabbitMQ: parked, but not noted; of the redelivered copy and the held one the first to be taken up stands."""
+    yard = make_yard("rabbitmq")
+    yard.app.send_task("work")
+    [message] = yard.receive(1)
+    _die_before_it_is_noted(monkeypatch, lambda: yard.place.park("dep", message, 1.0))
+    _put_back(message)
+    [again] = yard.receive(1)
+    if first == "redelivered copy":
+        assert not yard.place.is_superseded(again)
+        assert yard.place.unpark("dep", 1, "gen:1") == 0
+        # It may be killed again, and is still the only one.
+        _put_back(again)
+        [again] = yard.receive(1)
+        assert not yard.place.is_superseded(again)
+        _park(yard, again)
+        assert yard.place.unpark("dep", 2, "gen:1") == 1
+        [returned] = yard.receive(1)
+        assert not yard.place.is_superseded(returned)
+    else:
+        assert yard.place.unpark("dep", 1, "gen:1") == 1
+        assert yard.place.is_superseded(again)
+        [returned] = yard.receive(1)
+        assert not yard.place.is_superseded(returned)
+    assert yard.place.counts(["dep"]) == {"dep": 0}
+
+
+@pytest.mark.parametrize("first", ["published copy", "held copy"])
+def test_a_mover_that_died_before_it_noted_what_it_published_doubles_nothing(
+    make_yard: MakeYard, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """On RabbitMQ: published, but not noted; the gate lets one of the two copies pass, however often it comes."""
+    yard = _held_yard(make_yard, "rabbitmq")
+    _die_before_it_is_noted(monkeypatch, lambda: yard.place.unpark("dep", 1, "gen:1"))
+    if first == "published copy":
+        [published] = yard.receive(1)
+        assert not yard.place.is_superseded(published)
+        assert yard.place.unpark("dep", 1, "gen:1") == 0
+        _put_back(published)
+        [published] = yard.receive(1)
+        assert not yard.place.is_superseded(published)
+    else:
+        assert yard.place.unpark("dep", 1, "gen:1") == 1
+        copies = yard.receive(2)
+        for _ in range(2):
+            assert [yard.place.is_superseded(copy) for copy in copies] == [True, False]
+    assert yard.place.counts(["dep"]) == {"dep": 0}
+
+
+def test_a_copy_that_another_worker_has_taken_up_meanwhile_is_not_lost(
+    make_yard: MakeYard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On RabbitMQ: a successor that became void while it was published does not count, for the gate and the mover."""
+    yard = make_yard("rabbitmq")
+    yard.app.send_task("work")
+    [message] = yard.receive(1)
+    publish = AmqpCarrier.publish
+
+    def overtaken(self: AmqpCarrier, channel: Any, messages: Sequence[tuple[str, amqp.Message]]) -> set[str]:
+        missing = publish(self, channel, messages)
+        copies = [published.headers[SUCCEEDS_HEADER].partition(".")[0] for _, published in messages]
+        yard.place.__dict__["_ledger"].arrive([Arrival(succeeds="", copy=copy, again=True) for copy in copies])
+        return missing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AmqpCarrier, "publish", overtaken)
+        with pytest.raises(ParkingError, match="delivered it to another worker"):
+            yard.place.park("dep", message, 1.0)
+    _park(yard, message)
+    with monkeypatch.context() as patch:
+        patch.setattr(AmqpCarrier, "publish", overtaken)
+        with pytest.raises(ParkingError, match="another mover has fetched"):
+            yard.place.unpark("dep", 2, "gen:1")
+    assert yard.place.unpark("dep", 2, "gen:1") == 1
+    assert [yard.place.is_superseded(copy) for copy in yard.receive(2)] == [True, False]
     assert yard.place.counts(["dep"]) == {"dep": 0}
 
 

@@ -15,9 +15,11 @@ from typing import Any
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
 from kombu import Queue  # type: ignore[attr-defined] # it is lazy
+from kombu.message import Message
 
 from omni_tasks import CircuitBreakerTask, get_circuit_breaker_manager, init_app
 from omni_tasks.integration.holding import HoldingQueues
+from omni_tasks.integration.ledger import Ledger
 from omni_tasks.integration.lot import Lot
 from omni_tasks.integration.request import CircuitRequest
 from omni_tasks.integration.store_lot import StoreLot
@@ -286,18 +288,48 @@ class Child(Parent):
 app.register_task(Child())
 
 
-def _dying(park: Callable[..., int]) -> Callable[..., int]:
-    def park_and_die(*arguments: Any, **options: Any) -> int:
-        park(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError
+def _die(owner: type, name: str, *, after: bool = False, when: Callable[..., bool] = lambda *_a, **_o: True) -> None:
+    """
+    Kill this worker's process group before, or right after, that method.
+    """
+    method = getattr(owner, name)
 
-    return park_and_die
+    def dying(*arguments: Any, **options: Any) -> Any:
+        result = method(*arguments, **options) if after else None
+        if when(*arguments, **options):
+            os.killpg(0, signal.SIGKILL)
+        return result if after else method(*arguments, **options)
+
+    setattr(owner, name, dying)
 
 
-if os.environ.get("TEST_CRASH") == "after_park":
-    for place in (Lot, StoreLot, HoldingQueues):
-        place.park = _dying(place.park)  # type: ignore[method-assign] # the crash that is tested
+def _parks(*_arguments: Any, circuit: str = "") -> bool:
+    return bool(circuit)
+
+
+def _moves(_self: Any, _of: Any, what: Any, *_more: Any, **_options: Any) -> bool:
+    return bool(what)
+
+
+match os.environ.get("TEST_CRASH"):
+    case "before parking":
+        _die(Lot, "park")
+        _die(HoldingQueues, "park")
+    case "parked, not noted":
+        _die(Ledger, "add", when=_parks)
+    case "parked":
+        for place in (Lot, StoreLot, HoldingQueues):
+            _die(place, "park", after=True)
+    case "acknowledged":
+        _die(Message, "ack", after=True)
+    case "before moving":
+        _die(Lot, "_move", when=_moves)
+        _die(HoldingQueues, "_return", when=lambda _self, _channel, _name, fetched, _ticket: bool(fetched))
+    case "moved, not noted":
+        _die(Ledger, "add", when=lambda *_a, circuit="": not circuit)
+    case "moved":
+        _die(Lot, "_move", after=True, when=_moves)
+        _die(Ledger, "add", after=True, when=lambda *_a, circuit="": not circuit)
 
 
 if os.environ.get("TEST_CRASH") == "after_fire":
