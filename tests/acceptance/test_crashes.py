@@ -56,7 +56,8 @@ def test_a_killed_worker_loses_nothing(stage: Callable[..., Stage]) -> None:
 
 def test_a_killed_probe_frees_its_slot_and_counts_once(stage: Callable[..., Stage]) -> None:
     """Kill -9 of the probe's child: one failure is counted, and another probe runs within lease + 1 s."""
-    play = stage(recovery_timeout=1.0, probe_lease=4.0)
+    # Short: where the worker hears of the kill just before the lease ends, the circuit opens once more.
+    play = stage(recovery_timeout=0.2, probe_lease=4.0)
     play.worker()
     play.dependency.set(up=False)
     play.send("plain", 3)
