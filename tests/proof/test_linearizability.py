@@ -48,6 +48,7 @@ def processes(redis_server: EmbeddedServer) -> Iterator[Pool]:
         yield started
 
 
+@pytest.mark.timeout(1800)
 def test_every_history_has_an_order(processes: Pool) -> None:
     """
     Whatever eight processes ask at once, one order explains all answers and the circuit they leave; none is undecided.

@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import asdict, fields, replace
 from typing import Any, TypeVar
 
+import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -536,6 +537,7 @@ class Walk(RuleBasedStateMachine):
         return self.asked
 
 
+@pytest.mark.timeout(1800)
 def test_the_scripts_keep_the_invariants_in_step_with_the_model(redis_client: redis.Redis) -> None:
     """
     Over thousands of verbs, repetitions, clock steps and lost keys the scripts answer as the model and break no rule.
