@@ -119,8 +119,9 @@ def test_ten_thousand_return_without_a_second_trip(
     assert len(trips) == 1
     assert play.breaker.state == "closed"
     assert overloads <= len(runs) / 20
-    # Some come just when the ramp has nothing to give: they are held, and leave by their age.
-    assert along > 0.5
+    # Behind all the held, half of them would wait for half of the time or longer.  Where the workers are slower than
+    # the dependency many do wait: on Redis what returns goes to the queue's head, and what the ramp refuses is held.
+    assert waits[len(waits) // 2] < took / 3
 
 
 @pytest.mark.parametrize("parking", ["broker", "store"])
