@@ -38,7 +38,7 @@ from omni_tasks.integration.held import (
     SUCCEEDS_HEADER,
     TICKET_HEADER,
 )
-from omni_tasks.integration.holding import PROPERTIES_HEADER, QUEUE_HEADER
+from omni_tasks.integration.holding import DEADLINE_HEADER, PROPERTIES_HEADER, QUEUE_HEADER
 from omni_tasks.integration.ledger import Ledger
 from omni_tasks.integration.lot import Lot
 from omni_tasks.integration.store_lot import StoreLot
@@ -431,7 +431,7 @@ def test_documented_headers_are_the_headers() -> None:
     said = [row["Header"] for row in table(SCHEMA, "Header", "Meaning")]
     assert said == [
         CIRCUIT_HEADER, HOLDS_HEADER, HELD_SINCE_HEADER, TICKET_HEADER, SUCCEEDS_HEADER, ETA_HEADER, QUEUE_HEADER,
-        PROPERTIES_HEADER,
+        PROPERTIES_HEADER, DEADLINE_HEADER,
     ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from omni_tasks.errors import ParkingError
 from omni_tasks.integration.amqp import AmqpCarrier, copy_of, received, with_headers
 from omni_tasks.integration.held import (
     CIRCUIT_HEADER,
+    DUE,
     HELD_SINCE_HEADER,
     HOLDS_HEADER,
     NO_LIMITS,
@@ -37,13 +38,15 @@ from omni_tasks.integration.held import (
 )
 from omni_tasks.integration.ledger import Arrival, Ledger, successor_of
 
-__all__ = ["PROPERTIES_HEADER", "QUEUE_HEADER", "HoldingQueues"]
+__all__ = ["DEADLINE_HEADER", "PROPERTIES_HEADER", "QUEUE_HEADER", "QUORUM", "HoldingQueues"]
 
 logger = logging.getLogger(__name__)
 
-#: Only while a message is held: the queue it goes back to, and its properties that must not act on it here.
+#: Only while a message is held: the queue it goes back to, its properties that must not act on it here, and when it
+#: must leave, in Unix ms.
 QUEUE_HEADER = "omni_queue"
 PROPERTIES_HEADER = "omni_properties"
+DEADLINE_HEADER = "omni_deadline"
 
 #: Where a received message keeps what its successor must carry, in its ``delivery_info``: that is sent nowhere.
 _NUMBER = "omni_number"
@@ -66,9 +69,15 @@ _LOOK_AGAIN = 1.0
 #: Most circuits that are not listed as holding any that are looked at in one go.
 _LOOKS_AT_ONCE = 20
 
+#: Seconds between two looks for tasks that must leave whatever their circuit says.  A look takes messages out.
+_LOOK_FOR_UNWANTED = 10.0
+
 #: As kombu numbers priorities.
 _CLASSIC: Mapping[str, Any] = MappingProxyType({"x-max-priority": 9})
-_QUORUM: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum"})
+
+#: Without a limit a message that was only looked at goes to the end of a quorum queue; and from RabbitMQ 4 on the limit
+#: is 20 where none is named, beyond which it is dropped.
+QUORUM: Mapping[str, Any] = MappingProxyType({"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1})
 
 
 class HoldingQueues:
@@ -92,9 +101,10 @@ class HoldingQueues:
         self._carrier = carrier
         self._ledger = ledger
         self._prefix = prefix
-        self._arguments = _QUORUM if quorum else _CLASSIC
+        self._arguments = QUORUM if quorum else _CLASSIC
         self._there: set[str] = set()
         self._looked_monotonic: dict[str, float] = {}
+        self._looked_for_unwanted_monotonic: dict[str, float] = {}
 
     def queue_for(self, circuit: str) -> str:
         """
@@ -112,7 +122,7 @@ class HoldingQueues:
         countdown: float,  # noqa: ARG002 - the circuit says when they leave
         *,
         behind: bool = False,  # noqa: ARG002 - a queue's end is behind all that wait
-        limits: Limits = NO_LIMITS,  # noqa: ARG002 - it ends in its turn
+        limits: Limits = NO_LIMITS,
     ) -> int:
         """
         Set a received message aside.  When this returns, the message may be acknowledged.
@@ -136,6 +146,7 @@ class HoldingQueues:
                 SUCCEEDS_HEADER: successor_of(copy, number),
                 QUEUE_HEADER: queue,
                 PROPERTIES_HEADER: aside,
+                DEADLINE_HEADER: _deadline(limits, since),
             },
         )
         held.properties.pop("expiration", None)
@@ -184,6 +195,64 @@ class HoldingQueues:
                 break
         return moved
 
+    def unpark_if(
+        self,
+        circuit: str,
+        wanted: Callable[[Sequence[Mapping[str, Any]]], Sequence[bool]],
+        *,
+        among: int,
+        ticket: str = "",
+    ) -> int:
+        """
+        Of the first *among* tasks, 50 at most, put those back that *wanted* picks by the headers of their messages.
+
+        Without a *ticket* nobody has paid for their starts.
+
+        Returns:
+            How many were moved by this call.
+        """
+        name, moved = self.queue_for(circuit), 0
+        with suppress(amqp.NotFound), self._carrier.channel() as channel:
+            # Always as many: a quorum queue puts what comes back behind what has come back before.
+            fetched = _fetch(channel, name, _BATCH)
+            picked = wanted([message.headers or {} for message in fetched[:among]])
+            going = [message for message, yes in zip(fetched, picked, strict=False) if yes]
+            if going:
+                moved = self._return(channel, name, going, ticket)
+            gone = {message.delivery_tag for message in going}
+            self._put_back(channel, circuit, [message for message in fetched if message.delivery_tag not in gone])
+        return moved
+
+    def unpark_unwanted(
+        self, circuit: str, revoked: Callable[[Sequence[Mapping[str, Any]]], Sequence[bool]], *, soon: bool
+    ) -> int:
+        """
+        Of the first 50 tasks, put those back that nobody waits for any more, with the ticket ``DUE``.
+
+        Args:
+            circuit: Key of the circuit they wait for.
+
+            revoked: Says which tasks have been, by the headers of their messages.
+
+            soon: Look now, also where the last look was a moment ago.
+
+        Returns:
+            How many were moved by this call.
+        """
+        now = time.monotonic()
+        if not soon and now < self._looked_for_unwanted_monotonic.get(circuit, 0.0) + _LOOK_FOR_UNWANTED:
+            return 0
+        now_ms = self._ledger.now_ms()
+
+        def unwanted(tasks: Sequence[Mapping[str, Any]]) -> list[bool]:
+            due = [0 < whole(task.get(DEADLINE_HEADER)) <= now_ms for task in tasks]
+            return [any(pair) for pair in zip(due, revoked(tasks), strict=True)]
+
+        moved = self.unpark_if(circuit, unwanted, among=_BATCH, ticket=DUE)
+        # Where there were some, there may be more behind them.
+        self._looked_for_unwanted_monotonic[circuit] = 0.0 if moved else now
+        return moved
+
     def holding(self) -> list[str]:
         """
         The circuits that hold tasks, configured or not.
@@ -218,14 +287,22 @@ class HoldingQueues:
         The first *limit* tasks in the order they will leave.
         """
         name = self.queue_for(circuit)
-        if not self._depth(name):
-            return []
-        with self._carrier.channel() as channel:
-            fetched = _fetch(channel, name, max(limit, 1))
-            for message in fetched:
-                # AMQP has no way to look without taking; they go back where they were.
-                channel.basic_reject(message.delivery_tag, requeue=True)
-        return [held_task(circuit, message.headers or {}) for message in fetched]
+        fetched: Sequence[amqp.Message] = []
+        # Its depth is not asked first: a quorum queue tells that of a moment ago.
+        with suppress(amqp.NotFound), self._carrier.channel() as channel:
+            # No fewer than unpark_if() takes, for the same reason.
+            fetched = _fetch(channel, name, max(limit, _BATCH))
+            self._put_back(channel, circuit, fetched)
+        return [held_task(circuit, message.headers or {}) for message in fetched[:limit]]
+
+    def _put_back(self, channel: Any, circuit: str, fetched: Sequence[amqp.Message]) -> None:
+        # AMQP has no way to look without taking; they go back where they were.
+        for message in fetched:
+            channel.basic_reject(message.delivery_tag, requeue=True)
+        if fetched:
+            # Whoever counted meanwhile found none and has struck the circuit out.  When this is answered they are back.
+            channel.queue_declare(self.queue_for(circuit), passive=True)
+            self._ledger.keep(circuit)
 
     def _hold(self, name: str, held: amqp.Message) -> None:
         if name not in self._there:
@@ -290,6 +367,13 @@ class HoldingQueues:
         return depth
 
 
+def _deadline(limits: Limits, since_ms: int) -> str | None:
+    ends = [limits.expires * 1000] if limits.expires else []
+    if limits.longest:
+        ends.append(since_ms + limits.longest * 1000)
+    return f"{min(ends):.0f}" if ends else None
+
+
 def _fetch(channel: Any, name: str, count: int) -> list[amqp.Message]:
     fetched: list[amqp.Message] = []
     while len(fetched) < count and (message := channel.basic_get(name)) is not None:
@@ -325,7 +409,8 @@ class _Leaving:
         held = received(message)
         headers = held.headers or {}
         queue, aside = str(headers.get(QUEUE_HEADER, "")), headers.get(PROPERTIES_HEADER)
-        released = with_headers(held, {QUEUE_HEADER: None, PROPERTIES_HEADER: None, TICKET_HEADER: ticket})
+        ours = dict.fromkeys((QUEUE_HEADER, PROPERTIES_HEADER, DEADLINE_HEADER))
+        released = with_headers(held, {**ours, TICKET_HEADER: ticket})
         released.properties.pop("delivery_mode", None)
         if isinstance(aside, dict):
             released.properties.update({key: aside[key] for key in _ASIDE if key in aside})

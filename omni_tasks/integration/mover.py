@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import redis
-from celery import bootsteps
+from celery import Celery, bootsteps
 
 from omni_tasks import signals
 from omni_tasks.core.model import CircuitState
 from omni_tasks.errors import ConfigurationError, ParkingError
+from omni_tasks.integration.holding import HoldingQueues
 from omni_tasks.integration.install import Integration, integration_of
 from omni_tasks.integration.lot import Lot
 from omni_tasks.integration.parking import give_up_what_waits, park_what_waits
@@ -78,7 +79,10 @@ def move_held_tasks(integration: Integration, *, sweep: bool = False) -> int:
         # While the store is away the answer is this process's own circuit's, which knows nothing:
         # held stays held.  Asking goes on all the same, or nobody would notice the store's return.
         if answer.count and not manager.degraded:
-            if answer.state is not CircuitState.CLOSED and isinstance(lot, Lot):
+            probing = answer.state is not CircuitState.CLOSED
+            if probing and isinstance(lot, HoldingQueues):
+                moved += lot.unpark_unwanted(circuit, integration.revoked.among, soon=True)
+            if probing and isinstance(lot, Lot | HoldingQueues) and _good_probes(integration.app):
                 best = functools.partial(_best_probes, integration, answer.count)
                 count = lot.unpark_if(circuit, best, among=_LOOKED_AT, ticket=answer.ticket)
             else:
@@ -93,6 +97,8 @@ def _let_go_unpaid(integration: Integration, circuit: str, *, sweep: bool) -> in
     Move the tasks that nobody waits for any more: those whose time is over, and the revoked ones among the first.
     """
     lot = integration.lot
+    if isinstance(lot, HoldingQueues):
+        return lot.unpark_unwanted(circuit, integration.revoked.among, soon=False) if sweep else 0
     if not isinstance(lot, Lot):
         # There they leave in their turn.
         return 0
@@ -103,12 +109,19 @@ def _let_go_unpaid(integration: Integration, circuit: str, *, sweep: bool) -> in
     return moved
 
 
+def _good_probes(app: Celery) -> set[str]:
+    """
+    The names of the tasks that say they are good probes.
+    """
+    return {name for name, task in app.tasks.items() if getattr(task, "good_probe", False)}
+
+
 def _best_probes(integration: Integration, count: int, tasks: Sequence[Mapping[str, Any]]) -> list[bool]:
     """
     Pick *count* of the first held tasks: good probes before others, else in their order.
     """
-    known = integration.app.tasks
-    order = sorted(range(len(tasks)), key=lambda at: not getattr(known.get(tasks[at].get("task")), "good_probe", False))
+    good = _good_probes(integration.app)
+    order = sorted(range(len(tasks)), key=lambda at: tasks[at].get("task") not in good)
     chosen = set(order[:count])
     return [at in chosen for at in range(len(tasks))]
 

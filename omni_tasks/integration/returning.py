@@ -59,7 +59,8 @@ def ends_on_return(request: CircuitRequest) -> bool:
         return bool(request.revoked())
     ticket = headers.get(TICKET_HEADER)
     if ticket == REPLAYED:
-        # An operator wants it to run: its time begins anew.
+        # An operator wants it to run: its time begins anew, here and where it is held again.
+        headers.pop(HELD_SINCE_HEADER, None)
         request.message.headers.pop(HELD_SINCE_HEADER, None)
     if ticket != DUE and not _overstays(request):
         return False

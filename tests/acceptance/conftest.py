@@ -21,7 +21,7 @@ from omni_tasks.embedded import EmbeddedServer, start_server
 from omni_tasks.integration.held import Parking
 from tests.support.dependency import Dependency
 from tests.support.eventually import eventually
-from tests.support.rabbitmq import AMQP_URL, channel_to
+from tests.support.rabbitmq import AMQP_URL, channel_to, quorum_options, require_rabbitmq
 from tests.support.worker import Worker
 
 
@@ -39,6 +39,7 @@ class Stage:
     broker_url: str = ""
     parking: str = "broker"
     queue: str = "celery"
+    quorum: bool = False
     transport: dict[str, Any] = field(default_factory=dict)
     workers: list[Worker] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
@@ -53,6 +54,7 @@ class Stage:
             "TEST_QUEUE": self.queue,
             "TEST_TRANSPORT_OPTIONS": json.dumps(self.transport),
             "OMNI_PARKING": self.parking,
+            **({"TEST_QUORUM": "1"} if self.quorum else {}),
             "OMNI_REDIS_URL": self.server.url,
             "TEST_FOLDER": str(self.folder),
             "OMNI_KEY_PREFIX": self.prefix,
@@ -91,6 +93,8 @@ class Stage:
         broker = self.broker_url or self.server.url
         app = Celery("client", broker=broker, backend=self.server.url, set_as_current=False)
         app.conf.update(task_default_queue=self.queue, broker_transport_options=self.transport)
+        if self.quorum:
+            app.conf.update(quorum_options(self.queue))
         options = {"redis_url": self.server.url, "parking": self.parking}
         init_app(app, key_prefix=self.prefix, circuits={"dep": self.circuit}, **options)
         return app
@@ -184,6 +188,22 @@ def stage(tmp_path: Path, key_prefix: str) -> Iterator[Callable[..., Stage]]:
         made.server.stop()
         if made.broker_url == AMQP_URL:
             with channel_to(AMQP_URL) as channel:
-                channel.queue_delete(made.queue)
-                channel.queue_delete(f"{made.queue}-none")
-                channel.queue_delete(f"{key_prefix}:held:dep")
+                for name in (made.queue, f"{made.queue}-none", f"{key_prefix}:held:dep", f"{key_prefix}:dead:held:dep"):
+                    channel.queue_delete(name)
+
+
+@pytest.fixture
+def stage_on(stage: Callable[..., Stage]) -> Callable[..., Stage]:
+    """
+    Make a stage on the broker of that name: ``redis``, ``rabbitmq``, or ``quorum`` for RabbitMQ's replicated queues.
+    """
+
+    def make(broker: str, **circuit: Any) -> Stage:
+        if broker == "redis":
+            return stage(**circuit)
+        require_rabbitmq()
+        play = stage(AMQP_URL, **circuit)
+        play.quorum = broker == "quorum"
+        return play
+
+    return make

@@ -26,9 +26,10 @@ pytestmark = pytest.mark.acceptance
         pytest.param("solo", marks=pytest.mark.soak),
     ],
 )
-def test_held_members_of_a_canvas_run_once(stage: Callable[..., Stage], pool: str) -> None:
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_held_members_of_a_canvas_run_once(stage_on: Callable[..., Stage], broker: str, pool: str) -> None:
     """All at once through one worker: held together, let go together, right in the end."""
-    play = stage(ramp_initial_rate=50.0, failure_threshold=1000)
+    play = stage_on(broker, ramp_initial_rate=50.0, failure_threshold=1000)
     play.worker(pool=pool)
     play.breaker.force_open()
 
@@ -61,6 +62,8 @@ def test_held_members_of_a_canvas_run_once(stage: Callable[..., Stage], pool: st
     calls = Counter(call.task_id for call in play.dependency.calls())
     # chain 3, group 3, chords 5 and 2, replaced 3 + 2 under fewer ids, the linked two, the failing one
     assert sum(calls.values()) == 3 + 3 + 5 + 2 + 5 + 2 + 1
+    # Under an id of its own each body ran once; what is replaced passes its id on: thrice itself, and the chain's end.
+    assert sorted(calls.values(), reverse=True)[:2] == [4, 1]
     assert play.held() == 0
     # A busy process's last success is told a moment later.
     eventually(lambda: play.breaker.get_metrics().outstanding_requests == 0, within=5, what="all have reported")

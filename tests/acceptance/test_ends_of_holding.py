@@ -20,10 +20,16 @@ from tests.support.worker import ROOT
 
 pytestmark = pytest.mark.acceptance
 
+either_broker = pytest.mark.parametrize(
+    "broker",
+    ["redis", pytest.param("rabbitmq", marks=pytest.mark.soak), pytest.param("quorum", marks=pytest.mark.soak)],
+)
 
-def test_expired_tasks_leave_at_once_and_unpaid(stage: Callable[..., Stage]) -> None:
+
+@either_broker
+def test_expired_tasks_leave_at_once_and_unpaid(stage_on: Callable[..., Stage], broker: str) -> None:
     """While the circuit stays open, fifty held tasks end as REVOKED when they expire, and only they."""
-    play = stage()
+    play = stage_on(broker)
     play.breaker.force_open()
     play.worker()
     [waits] = play.send("plain")
@@ -36,9 +42,10 @@ def test_expired_tasks_leave_at_once_and_unpaid(stage: Callable[..., Stage]) -> 
     assert play.breaker.get_metrics().outstanding_requests == 0
 
 
-def test_a_revoked_task_never_runs(stage: Callable[..., Stage]) -> None:
+@either_broker
+def test_a_revoked_task_never_runs(stage_on: Callable[..., Stage], broker: str) -> None:
     """Revoked by id or by stamp while held, with every worker that heard of it gone: it ends as REVOKED."""
-    play = stage()
+    play = stage_on(broker)
     play.breaker.force_open()
     first = play.worker()
     by_id, stays = play.send("plain", 2)
@@ -59,9 +66,10 @@ def test_a_revoked_task_never_runs(stage: Callable[..., Stage]) -> None:
     assert [call.task_id for call in play.dependency.calls()] == [stays.id]
 
 
-def test_a_task_held_for_too_long_fails_and_says_so(stage: Callable[..., Stage]) -> None:
+@either_broker
+def test_a_task_held_for_too_long_fails_and_says_so(stage_on: Callable[..., Stage], broker: str) -> None:
     """After omni_max_hold it is a FAILURE with a HoldExpiredError, and its link_error is told."""
-    play = stage()
+    play = stage_on(broker)
     play.breaker.force_open()
     play.worker(environment={"OMNI_MAX_HOLD": "2"})
     [result] = play.send("plain", link_error=play.app.signature("tests.support.app.note"))
@@ -73,10 +81,11 @@ def test_a_task_held_for_too_long_fails_and_says_so(stage: Callable[..., Stage])
     assert play.held() == 0
 
 
+@either_broker
 @pytest.mark.soak
-def test_dead_letters_can_be_seen_and_replayed(stage: Callable[..., Stage]) -> None:
+def test_dead_letters_can_be_seen_and_replayed(stage_on: Callable[..., Stage], broker: str) -> None:
     """A task that asks for it is kept when its time is over; an operator lists it and sends it back, and it runs."""
-    play = stage()
+    play = stage_on(broker)
     play.breaker.force_open()
     play.worker()
     play.worker()
@@ -93,9 +102,10 @@ def test_dead_letters_can_be_seen_and_replayed(stage: Callable[..., Stage]) -> N
     assert len(play.dependency.calls()) == 1
 
 
-def test_an_operator_speaks_through_celery_control(stage: Callable[..., Stage]) -> None:
+@either_broker
+def test_an_operator_speaks_through_celery_control(stage_on: Callable[..., Stage], broker: str) -> None:
     """force_open with an end, an actor and a reason, held, drain, release and reset, from the plain command line."""
-    play = stage()
+    play = stage_on(broker)
     play.worker()
     [opened] = celery(play, "control", "circuit_force_open", "dep", "60", "ann", "maintenance")
     assert list(opened.values()) == [{"ok": "dep is forced open"}]
@@ -120,9 +130,10 @@ def test_an_operator_speaks_through_celery_control(stage: Callable[..., Stage]) 
     assert play.breaker.get_metrics().total_requests == 0
 
 
-def test_equal_held_tasks_are_held_once(stage: Callable[..., Stage]) -> None:
+@either_broker
+def test_equal_held_tasks_are_held_once(stage_on: Callable[..., Stage], broker: str) -> None:
     """Of tasks with an equal hold_key the first waits and runs, the next end as REVOKED; later another may wait."""
-    play = stage()
+    play = stage_on(broker)
     play.breaker.force_open()
     play.worker()
     [first] = play.send("refresh", args=["Bonn"])
@@ -139,9 +150,10 @@ def test_equal_held_tasks_are_held_once(stage: Callable[..., Stage]) -> None:
     assert len(play.dependency.calls()) == 2
 
 
-def test_a_good_probe_goes_first(stage: Callable[..., Stage]) -> None:
+@either_broker
+def test_a_good_probe_goes_first(stage_on: Callable[..., Stage], broker: str) -> None:
     """Of the held tasks the one that says it is a good probe is let through first, however late it came."""
-    play = stage(recovery_timeout=4.0)
+    play = stage_on(broker, recovery_timeout=4.0)
     play.worker()
     play.trip()
     play.send("plain", 5)

@@ -13,6 +13,7 @@ import pytest
 import redis
 from celery.result import AsyncResult
 
+from omni_tasks.integration.holding import QUORUM
 from tests.acceptance.conftest import Stage
 from tests.support.dependency import Call
 from tests.support.eventually import eventually
@@ -170,9 +171,7 @@ def test_native_delayed_delivery_and_quorum_queues(stage: Callable[..., Stage], 
     # RabbitMQ delayed them, not the worker.
     assert "ETA" not in worker.log
     with channel_to(node.url) as channel:
-        channel.queue_declare(
-            f"{play.prefix}:held:dep", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"}
-        )
+        channel.queue_declare(f"{play.prefix}:held:dep", durable=True, auto_delete=False, arguments=dict(QUORUM))
     play.breaker.release_force()
     assert [result.get(timeout=30) for result in results] == [{"retries": 0, "holds": 1}] * 20
     runs = Counter(call.task_id for call in play.dependency.calls(phase="end"))

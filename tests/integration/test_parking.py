@@ -8,7 +8,7 @@ import functools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +27,8 @@ from omni_tasks.errors import ParkingError
 from omni_tasks.integration import store_lot
 from omni_tasks.integration.amqp import AmqpCarrier
 from omni_tasks.integration.eta import ETA_HEADER, EtaQueue
-from omni_tasks.integration.held import SUCCEEDS_HEADER, Parking
-from omni_tasks.integration.holding import HoldingQueues
+from omni_tasks.integration.held import DUE, SUCCEEDS_HEADER, TICKET_HEADER, Limits, Parking
+from omni_tasks.integration.holding import DEADLINE_HEADER, QUORUM, HoldingQueues
 from omni_tasks.integration.ledger import Arrival, Ledger
 from omni_tasks.integration.lot import Lot
 from omni_tasks.integration.store_lot import StoreLot
@@ -505,7 +505,56 @@ def test_quorum_queues_hold_in_a_quorum_queue(make_yard: MakeYard) -> None:
     yard.app.send_task("work")
     [message] = yard.receive(1)
     _park(yard, message)
-    yard.channel.queue_declare(
-        f"{yard.app.main}:held:dep", durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"}
-    )
+    yard.channel.queue_declare(f"{yard.app.main}:held:dep", durable=True, auto_delete=False, arguments=dict(QUORUM))
     assert yard.place.unpark("dep", 1, "gen:1") == 1
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_looking_at_held_tasks_leaves_them_where_they_are(make_yard: MakeYard, kind: str) -> None:
+    """However often they are listed, they leave in the order they were held; so do those behind one that is picked."""
+    yard = make_yard("rabbitmq", task_default_queue_type=kind)
+    place = yard.place
+    assert isinstance(place, HoldingQueues)
+    sent = [yard.app.send_task("work").id for _ in range(6)]
+    for message in yard.receive(6):
+        _park(yard, message)
+    for limit in (1, 3, 6) * 10:
+        # RabbitMQ 4 drops what it has delivered twenty times, unless the queue says otherwise.
+        assert [task.task_id for task in place.list("dep", limit)] == sent[:limit]
+    assert place.unpark_if("dep", lambda tasks: [task["id"] == sent[2] for task in tasks], among=4) == 1
+    assert [task.task_id for task in place.list("dep")] == [*sent[:2], *sent[3:]]
+    eventually(lambda: place.counts(["dep"]) == {"dep": 5}, within=5, what="all are back from the list")
+    place.unpark("dep", 5, "gen:1")
+    assert [message.headers["id"] for message in yard.receive(6)] == [sent[2], *sent[:2], *sent[3:]]
+
+
+def test_what_nobody_waits_for_leaves_a_holding_queue_unpaid(make_yard: MakeYard) -> None:
+    """Due and revoked tasks go back with a ticket that says so; the others stay, in their order, and are not asked."""
+    yard = make_yard("rabbitmq")
+    place = yard.place
+    assert isinstance(place, HoldingQueues)
+    sent = [yard.app.send_task("work").id for _ in range(5)]
+    past, future = time.time() - 1, time.time() + 3600
+    limits = [Limits(), Limits(expires=past), Limits(expires=future), Limits(), Limits(longest=0.001)]
+    for message, limit in zip(yard.receive(5), limits, strict=True):
+        _park(yard, message, limits=limit)
+
+    def revoked(tasks: Sequence[Mapping[str, Any]]) -> list[bool]:
+        return [task["id"] == sent[3] for task in tasks]
+
+    assert place.unpark_unwanted("dep", revoked, soon=True) == 3
+    left = yard.receive(3)
+    assert {(message.headers["id"], message.headers[TICKET_HEADER]) for message in left} == {
+        (sent[1], DUE),
+        (sent[3], DUE),
+        (sent[4], DUE),
+    }
+    assert not any(DEADLINE_HEADER in message.headers for message in left)
+    assert [task.task_id for task in place.list("dep")] == [sent[0], sent[2]]
+    assert place.holding() == ["dep"]
+    # The next look finds none; the one after it is not made so soon, unless a probe is to be chosen.
+    assert [place.unpark_unwanted("dep", _all, soon=False) for _ in range(2)] == [2, 0]
+
+
+def _all(tasks: Sequence[Mapping[str, Any]]) -> list[bool]:
+    return [True] * len(tasks)
