@@ -134,7 +134,7 @@ class HoldingQueues:
         headers = content.headers or {}
         holds = whole(headers.get(HOLDS_HEADER)) + 1
         since = whole(headers.get(HELD_SINCE_HEADER)) or self._ledger.now_ms()
-        copy, number = copy_of(queue, content), message.delivery_info.get(_NUMBER, 0)
+        copy, number = copy_of(queue, content), message.delivery_info.pop(_NUMBER, 0)
         aside = {name: content.properties[name] for name in _ASIDE if name in content.properties}
         held = with_headers(
             content,
@@ -151,9 +151,10 @@ class HoldingQueues:
         )
         held.properties.pop("expiration", None)
         held.properties["delivery_mode"] = _PERSISTENT
+        # Until it is known that it was held, it is as if somebody else had tried before.
+        message.delivery_info["redelivered"] = True
         self._hold(self.queue_for(circuit), held)
-        if not self._ledger.add([successor_of(copy, number)], circuit=circuit):
-            self._take_up(message, copy)
+        if not self._ledger.add([successor_of(copy, number)], circuit=circuit) and self._take_up(message, copy):
             raise ParkingError("the broker has delivered it to another worker as well")
         return holds
 
@@ -169,7 +170,7 @@ class HoldingQueues:
         arrival = Arrival(
             succeeds=str(message.headers.get(SUCCEEDS_HEADER, "")),
             copy=copy,
-            # Once is enough: what this worker has made of it since is no twin.
+            # Once for each try to hold it: a second look finds no more twins.
             again=bool(info.get("redelivered")) and _NUMBER not in info,
         )
         [number] = self._ledger.arrive([arrival])

@@ -347,6 +347,31 @@ def test_a_mover_that_died_before_it_noted_what_it_published_doubles_nothing(
     assert yard.place.counts(["dep"]) == {"dep": 0}
 
 
+def test_a_parking_that_arrived_without_an_answer_is_void_when_the_task_runs(
+    make_yard: MakeYard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ has it, but its confirmation came too late; the circuit is closed when the gate asks again."""
+    yard = make_yard("rabbitmq")
+    yard.app.send_task("work")
+    [message] = yard.receive(1)
+    publish = AmqpCarrier.publish
+
+    def unanswered(self: AmqpCarrier, channel: Any, messages: Sequence[tuple[str, amqp.Message]]) -> set[str]:
+        publish(self, channel, messages)
+        raise TimeoutError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AmqpCarrier, "publish", unanswered)
+        # For a while a broker that does not answer is not asked.
+        patch.setattr("omni_tasks.integration.amqp._PAUSE", 0.0)
+        with pytest.raises(ParkingError, match="TimeoutError"):
+            yard.place.park("dep", message, 1.0)
+    assert not yard.place.is_superseded(message)
+    assert yard.place.counts(["dep"]) == {"dep": 1}
+    assert yard.place.unpark("dep", 1, "gen:1") == 0
+    assert yard.place.counts(["dep"]) == {"dep": 0}
+
+
 def test_a_copy_that_another_worker_has_taken_up_meanwhile_is_not_lost(
     make_yard: MakeYard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
