@@ -188,6 +188,8 @@ def test_a_broker_that_is_killed_keeps_what_it_holds(stage: Callable[..., Stage]
     eventually(lambda: play.held() == 1000, within=120, what="a thousand held")
     play.server.kill()
     play.server.restart()
+    # It answers before it has read its file.
+    eventually(lambda: not redis.Redis.from_url(play.server.url).info("persistence")["loading"], within=30, what="read")
     assert play.held() == 1000
     play.breaker.release_force()
     eventually(lambda: len(play.dependency.calls(phase="end")) >= 1000, within=180, what="all have run")
