@@ -93,7 +93,14 @@ class EtaQueue:
         """
         return bool(self._ledger.known([self._carrier.copy_of(message)]))
 
-    def unpark(self, circuit: str, count: int, ticket: str) -> int:  # noqa: ARG002 - they return by themselves
+    def unpark(
+        self,
+        circuit: str,  # noqa: ARG002 - they return by themselves
+        count: int,  # noqa: ARG002 - see above
+        ticket: str,  # noqa: ARG002 - see above
+        *,
+        first: bool = False,  # noqa: ARG002 - see above
+    ) -> int:
         """
         Nothing is moved: held tasks return when their time has come.
         """

@@ -118,7 +118,7 @@ class Parking(Protocol):
             ParkingError: Nobody could be asked, and dropping or running the copy would be a guess.
         """
 
-    def unpark(self, circuit: str, count: int, ticket: str) -> int:
+    def unpark(self, circuit: str, count: int, ticket: str, *, first: bool = False) -> int:
         """
         Put up to *count* tasks back into the queues they came from.
 
@@ -128,6 +128,8 @@ class Parking(Protocol):
             count: As the circuit's store has decided.
 
             ticket: ``gen:epoch`` that paid for their starts.
+
+            first: Whether they go before what waits there, where the broker has a way; else behind it.
 
         Returns:
             How many were moved by this call.

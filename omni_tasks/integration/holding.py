@@ -178,7 +178,7 @@ class HoldingQueues:
             info[_NUMBER] = number
         return number is not None
 
-    def unpark(self, circuit: str, count: int, ticket: str) -> int:
+    def unpark(self, circuit: str, count: int, ticket: str, *, first: bool = False) -> int:  # noqa: ARG002 - they queue
         """
         Put the first *count* tasks back: by priority, then in the order they were held.
 

@@ -131,7 +131,7 @@ class Lot:
         except (redis.RedisError, OSError) as error:
             raise ParkingError(f"the broker's Redis did not answer: {type(error).__name__}: {error}") from error
 
-    def unpark(self, circuit: str, count: int, ticket: str) -> int:
+    def unpark(self, circuit: str, count: int, ticket: str, *, first: bool = False) -> int:
         """
         Move the first *count* tasks back to their queues: by priority, then age.
 
@@ -144,7 +144,7 @@ class Lot:
             entries = cast("list[bytes]", self._client.zrange(order, 0, min(count - start, _MOVE_AT_ONCE) - 1))
             if not entries:
                 break
-            moved += self._move(circuit, entries, ticket)
+            moved += self._move(circuit, entries, ticket, first=first)
         return moved
 
     def unpark_due(self, circuit: str) -> int:
@@ -155,7 +155,7 @@ class Lot:
             How many were moved by this call.
         """
         entries = cast("list[bytes]", self._due(keys=[self._deadlines(circuit)], args=[_MOVE_AT_ONCE]))
-        return self._move(circuit, entries, DUE)
+        return self._move(circuit, entries, DUE, first=True)
 
     def unpark_if(
         self,
@@ -178,16 +178,17 @@ class Lot:
         texts = cast("list[bytes | None]", self._client.hmget(envelopes, entries)) if entries else []
         found = [(entry, _headers(text)) for entry, text in zip(entries, texts, strict=True) if text]
         picked = wanted([headers for _, headers in found])
-        return self._move(circuit, [entry for (entry, _), yes in zip(found, picked, strict=True) if yes], ticket)
+        going = [entry for (entry, _), yes in zip(found, picked, strict=True) if yes]
+        return self._move(circuit, going, ticket, first=True)
 
-    def _move(self, circuit: str, entries: Sequence[bytes], ticket: str) -> int:
+    def _move(self, circuit: str, entries: Sequence[bytes], ticket: str, *, first: bool) -> int:
         # It goes into the messages as it is, and comes from a field that anybody may have damaged.
         ticket = ticket if _TICKET.fullmatch(ticket) else ""
         moved = 0
         for home, group in groupby(sorted(entries, key=_home), key=_home):
             order, envelopes = self._keys(circuit)
             moved += self._unpark(
-                keys=[order, envelopes, home, self._index, self._deadlines(circuit)], args=[ticket, *group]
+                keys=[order, envelopes, home, self._index, self._deadlines(circuit)], args=[ticket, int(first), *group]
             )
         return moved
 

@@ -86,7 +86,8 @@ def move_held_tasks(integration: Integration, *, sweep: bool = False) -> int:
                 best = functools.partial(_best_probes, integration, answer.count)
                 count = lot.unpark_if(circuit, best, among=_LOOKED_AT, ticket=answer.ticket)
             else:
-                count = lot.unpark(circuit, answer.count, answer.ticket)
+                # Along the ramp they queue up with new tasks, and with those of other circuits.
+                count = lot.unpark(circuit, answer.count, answer.ticket, first=probing)
             signals.task_released.send(sender=circuit, count=count)
             moved += count
     return moved

@@ -111,7 +111,7 @@ class StoreLot:
         """
         return bool(self._ledger.known([_entry(self._carrier.pack(message, {}))]))
 
-    def unpark(self, circuit: str, count: int, ticket: str) -> int:
+    def unpark(self, circuit: str, count: int, ticket: str, *, first: bool = False) -> int:  # noqa: ARG002 - they queue
         """
         Publish the first *count* tasks to their queues: by priority, then age.
 
