@@ -120,9 +120,8 @@ def test_ten_thousand_return_without_a_second_trip(
     assert len(trips) == 1
     assert play.breaker.state == "closed"
     assert overloads <= len(runs) / 20
-    # Behind all the held, half of them would wait for half of the time or longer.  Where the workers are slower than
-    # the dependency many do wait: on Redis what returns goes to the queue's head, and what the ramp refuses is held.
-    assert waits[len(waits) // 2] < took / 3
+    # Behind all the held, half of them would wait for half of the time or longer.
+    assert waits[len(waits) // 2] < 2
 
 
 @pytest.mark.parametrize("parking", ["broker", "store"])
