@@ -51,7 +51,7 @@ versions: $(VENV)/.dev ## the gate with real workers on each Celery that is allo
 	    echo "Celery $$version"; \
 	    $(VPY) -m uv --quiet venv --allow-existing --python $(VPY) $$venv && \
 	    $(VPY) -m uv --quiet pip install --python $$venv/bin/python --editable '.[dev]' "celery[redis]==$$version.*" "kombu[redis]" && \
-	    $$venv/bin/python -m pytest -W default --timeout=$(TEST_TIMEOUT) -m '' $(GATE_TESTS) $(ARGS) || exit 1; \
+	    $$venv/bin/python -m pytest -W default --numprocesses=$(JOBS) --dist=worksteal --tb=native --timeout=$(TEST_TIMEOUT) -m '' $(GATE_TESTS) $(ARGS) || exit 1; \
 	done
 
 bench: $(VENV)/.dev ## what a call through a closed circuit costs, as a ratio to a GET

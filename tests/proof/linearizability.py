@@ -17,9 +17,13 @@ from omni_tasks.core import held, machine, operate
 from omni_tasks.core.model import Circuit, Override, Permit, Request, Word
 from omni_tasks.core.outcome import Report
 from omni_tasks.core.policy import CircuitBreakerConfig
+from omni_tasks.core.quiet import marked
 from omni_tasks.store.base import Reading
 
 __all__ = ["Call", "Operation", "Verdict", "apply", "check", "seen_as"]
+
+#: What changes a circuit, as :class:`Operation` has it.
+Write = Request | tuple[Permit, Report] | int | tuple[Override | None, int, str]
 
 _FIELDS = [field.name for field in fields(Circuit)]
 
@@ -47,7 +51,7 @@ class Operation:
         now_ms: The instant the client passes with it, Unix ms.
     """
 
-    asked: Request | tuple[Permit, Report] | int | tuple[Override | None, int, str] | None
+    asked: Write | None
     now_ms: int
 
 
@@ -76,6 +80,11 @@ def apply(circuit: Circuit, config: CircuitBreakerConfig, operation: Operation) 
             probes=len(circuit.probes),
             first_lease_ms=min(circuit.probes.values(), default=0),
         )
+    circuit, answer = _write(circuit, config, asked, now_ms)
+    return marked(circuit, config), answer
+
+
+def _write(circuit: Circuit, config: CircuitBreakerConfig, asked: Write, now_ms: int) -> tuple[Circuit, object]:
     if isinstance(asked, Request):
         return machine.acquire(circuit, config, asked, now_ms=now_ms)
     if isinstance(asked, int):
