@@ -35,6 +35,9 @@ _SOON_S = 0.02
 #: Circuits that a process keeps in mind; the calls of any more are told at once.
 _MOST = 10_000
 
+#: Digits of an epoch; what has more was written by nobody of us.
+_MOST_DIGITS = 14
+
 #: Seconds with nothing to tell after which the thread that tells ends.
 _IDLE_S = 5.0
 
@@ -53,7 +56,7 @@ class _Word(NamedTuple):
         if not isinstance(answer, bytes):
             return None
         epoch, _, gen = answer.partition(b" ")
-        if not (epoch.isdigit() and gen):
+        if not (epoch.isdigit() and len(epoch) <= _MOST_DIGITS and gen):
             return None
         return cls(answer, int(epoch), gen.decode(errors="surrogateescape"))
 
@@ -83,7 +86,7 @@ class QuietCircuit:
         self._running: dict[str, tuple[_Word, int]] = {}
         self._ended: deque[tuple[_Word, int]] = deque()
         self._telling = threading.Lock()
-        self._failed_monotonic = -math.inf
+        self._began_monotonic = self._failed_monotonic = -math.inf
 
     def is_busy(self) -> bool:
         """
@@ -124,9 +127,16 @@ class QuietCircuit:
         self.tell()
         return False
 
+    @property
+    def is_untold(self) -> bool:
+        """
+        Whether there is anything to tell, or another thread is telling it.
+        """
+        return bool(self._running or self._ended or self._telling.locked())
+
     def tell(self) -> bool:
         """
-        Tell the circuit all that it does not know, and wait for another thread that is doing so.
+        Tell the circuit all that it does not know; where another thread has begun to do so since, only wait for it.
 
         Never repeated: what a lost answer leaves in doubt is not counted twice, but may not be counted.
 
@@ -140,12 +150,18 @@ class QuietCircuit:
         with self._telling:
             if self._failed_monotonic > began:
                 raise StoreError(f"tally {self.config.name!r}: given up with another thread that had waited too long")
+            if self._began_monotonic > began:
+                # Told with what another thread had to tell: threads must not queue up for one round trip each.
+                return True
+            self._began_monotonic = time.monotonic()
             untold = self._untold()
             try:
                 for told in untold:
                     self._send(told)
             except StoreError:
                 self._failed_monotonic = time.monotonic()
+                # A server that only reads goes on giving its word: let the rules meet the next call, and what is wrong.
+                self._asked_monotonic = -math.inf
                 raise
             return bool(untold)
 
@@ -210,14 +226,18 @@ class QuietCalls:
         """
         if self._thread is not None:
             return
-        self._thread = threading.Thread(target=self._tell_often, name="omni-quiet", daemon=True)
         _tell_at_end()
         try:
+            self._thread = threading.Thread(target=self._tell_often, name="omni-quiet", daemon=True)
             self._thread.start()
         except RuntimeError:
             # The interpreter is ending: nobody would tell any more.
             self._thread = None
             self.tell()
+        except BaseException:
+            # A time limit or a signal: the next call starts another.
+            self._thread = None
+            raise
 
     def tell(self) -> bool:
         """
@@ -228,18 +248,22 @@ class QuietCalls:
         """
         told = False
         for circuit in tuple(self._circuits.values()):
-            with suppress(StoreError):
-                told |= circuit.tell()
+            if circuit.is_untold:
+                with suppress(StoreError):
+                    told |= circuit.tell()
         return told
 
     def _tell_often(self) -> None:
         # The thread keeps what is untold, also where nobody else needs this store any more.
         told_monotonic = time.monotonic()
-        while time.monotonic() - told_monotonic < _IDLE_S:
-            time.sleep(LONGEST_WAIT)
-            if self.tell():
-                told_monotonic = time.monotonic()
-        self._thread = None
+        try:
+            while time.monotonic() - told_monotonic < _IDLE_S:
+                time.sleep(LONGEST_WAIT)
+                if self.tell():
+                    told_monotonic = time.monotonic()
+        finally:
+            # Whatever else ends it, the next call starts another.
+            self._thread = None
         # What was let in while this round looked away.
         self.tell()
 

@@ -21,7 +21,7 @@ import pytest
 import redis
 
 from omni_tasks import CircuitBreaker, CircuitBreakerConfig
-from omni_tasks.core.model import Admission, Circuit, CircuitState, Override, Word
+from omni_tasks.core.model import Admission, Circuit, CircuitState, Override, Request, Word
 from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report
 from omni_tasks.core.quiet import Told
 from omni_tasks.embedded import EmbeddedServer
@@ -422,6 +422,83 @@ def test_what_another_thread_could_not_tell_is_no_second_wait(stand: Busy) -> No
     assert "another thread" in errors[0]
 
 
+def test_threads_that_wait_do_not_queue_up(stand: Busy) -> None:
+    """
+    Who waits while a circuit is told waits for one more telling at most, however many others wait too.
+    """
+    circuit = stand.circuit()
+    begun, goes_on, sent = threading.Event(), threading.Event(), []
+    send = circuit._send
+
+    def slowly(told: Told) -> object:
+        sent.append(told)
+        begun.set()
+        assert goes_on.wait(10)
+        # Another thread goes on making calls.
+        stand.run(SUCCESS)
+        return send(told)
+
+    stand.run(SUCCESS)
+    circuit._send = slowly
+    teller = threading.Thread(target=circuit.tell)
+    teller.start()
+    assert begun.wait(10)
+    waiting = threading.Semaphore(0)
+
+    def wait() -> None:
+        waiting.release()
+        circuit.tell()
+
+    threads = [threading.Thread(target=wait) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+        assert waiting.acquire(timeout=10)
+    # What they have to do first is to read the clock and to wait for a lock.
+    threads[-1].join(0.2)
+    goes_on.set()
+    for thread in (teller, *threads):
+        thread.join(10)
+    # The thread that tells often may have waited with them.
+    assert len(sent) <= 3
+
+
+@at_leisure
+def test_a_server_that_only_reads_is_noticed(stand: Busy, redis_client: redis.Redis) -> None:
+    """
+    It still gives its word, but cannot be told: the next call meets the rules, and says so.
+    """
+    stand.run(SUCCESS)
+    redis_client.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(StoreError):
+            stand.circuit().tell()
+        with pytest.raises(StoreError):
+            stand.store.acquire(CONFIG, Request(permit_id="next", here=True))
+    finally:
+        redis_client.config_set("min-replicas-to-write", 0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_broke_has_a_successor(stand: Busy, elsewhere: Stand) -> None:
+    """
+    Whatever ends the thread that tells, later calls are told.
+    """
+    circuit = stand.circuit()
+    send = circuit._send
+
+    def broken(_told: Told) -> object:
+        circuit._send = send
+        raise ValueError("of no kind that is expected")
+
+    eventually(lambda: stand.untold() == (0, 0), within=5)
+    circuit._send = broken
+    stand.run(SUCCESS)
+    eventually(lambda: stand.store._quiet._thread is None, within=5)
+    before = elsewhere.read().circuit.succeeded
+    stand.run(SUCCESS)
+    eventually(lambda: elsewhere.read().circuit.succeeded > before, within=5)
+
+
 @at_leisure
 def test_a_lost_script_is_sent_again(stand: Busy, redis_client: redis.Redis) -> None:
     """
@@ -618,7 +695,7 @@ def test_a_word_of_somebody_elses_is_not_believed(stand: Busy, redis_client: red
     """
     key = circuit_keys(key_prefix, CONFIG.name)[0]
     word = redis_client.hget(key, "quiet")
-    for damage in ("", "x", "1", "-1 gen", " gen", "\u00b2 gen"):
+    for damage in ("", "x", "1", "-1 gen", " gen", "\u00b2 gen", "9" * 5000 + " gen"):
         redis_client.hset(key, "quiet", damage)
         stand.run(SUCCESS)
         assert stand.untold() == (0, 0)
