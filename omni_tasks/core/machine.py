@@ -99,7 +99,8 @@ def _grant_call(circuit: Circuit, policy: Policy, request: Request, now_ms: int)
         if paced and circuit.ramp_rate_mps and circuit.ramp_tokens < CALL:
             return circuit, None
         circuit = take(circuit, 1)
-    else:
+    if request.ticket == ticket(circuit) or not request.paced:
+        # Who cannot wait may be the body of a task that was held for this circuit: it has no ticket here.
         circuit = replace(circuit, drawn=max(circuit.drawn - 1, 0))
     lease_ms = max(request.lease_ms, policy.longest_lease_ms)
     calls = {**circuit.calls, permit_key(circuit.epoch, request.permit_id): now_ms + lease_ms}

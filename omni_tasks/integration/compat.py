@@ -9,7 +9,7 @@ from typing import Any
 
 from celery.concurrency.thread import TaskPool as ThreadPool
 
-__all__ = ["queues_in_pool", "when_done"]
+__all__ = ["consume_again", "queues_in_pool", "when_done"]
 
 
 def queues_in_pool(pool: Any) -> bool:
@@ -23,6 +23,20 @@ def queues_in_pool(pool: Any) -> bool:
         Celery 5.7: ``celery.worker.components.Pool.create``, ``celery.concurrency``.
     """
     return bool(pool.is_green) or isinstance(pool, ThreadPool)
+
+
+def consume_again(consumer: Any, queue: str) -> None:
+    """
+    Consume a queue that ``cancel_task_queue`` has given up, now and on later connections.
+
+    Before 5.7 Celery itself takes it up for this connection only.
+
+    Source:
+        Celery 5.4: ``celery.worker.consumer.Consumer.add_task_queue``, ``celery.app.amqp.Queues.deselect``.
+    """
+    queues = consumer.app.amqp.queues
+    queues.select_add(queues[queue])
+    consumer.add_task_queue(queue)
 
 
 def when_done(pool: Any, result: Any, callback: Callable[[], None]) -> None:

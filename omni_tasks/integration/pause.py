@@ -16,6 +16,7 @@ from typing import Any
 from celery import bootsteps
 
 from omni_tasks.core.model import CircuitState
+from omni_tasks.integration.compat import consume_again
 from omni_tasks.integration.install import Integration, integration_of
 
 __all__ = ["PauseStep"]
@@ -74,7 +75,7 @@ class PauseStep(bootsteps.StartStopStep):
             consumer.cancel_task_queue(queue)
             self._paused.add(queue)
         else:
-            consumer.add_task_queue(queue)
+            consume_again(consumer, queue)
             self._paused.discard(queue)
         logger.info("Queue %s %s", queue, "paused: its circuit is open" if pause else "is consumed again")
 

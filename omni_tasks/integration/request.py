@@ -75,6 +75,15 @@ class CircuitRequest(EndingRequest):
         if "on_success" in written:
             cls.on_success = _recorded(written["on_success"])
 
+    def revoked(self) -> bool:
+        """
+        Whether it was revoked or has expired, and is acknowledged: Celery asks here, too, before the gate.
+        """
+        ended = bool(super().revoked())
+        if ended and HOLDS_HEADER in self._request_dict:
+            stop_waiting(self)
+        return ended
+
     def enter(self, pool: Any) -> None:
         """
         Bring the message to the gate once more, as the worker does.

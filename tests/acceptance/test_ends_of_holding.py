@@ -151,6 +151,27 @@ def test_equal_held_tasks_are_held_once(stage_on: Callable[..., Stage], broker: 
 
 
 @either_broker
+@pytest.mark.parametrize("expires", [2, None], ids=["expired", "revoked"])
+def test_a_task_that_ended_while_held_keeps_none_of_its_hold_key_out(
+    stage_on: Callable[..., Stage], broker: str, expires: int | None
+) -> None:
+    """The first of a hold_key expires or is revoked while it waits: the next is held, and runs."""
+    play = stage_on(broker)
+    play.breaker.force_open()
+    play.worker()
+    [first] = play.send("refresh", args=["Bonn"], expires=expires)
+    eventually(lambda: play.held() == 1, within=10, what="held")
+    if expires is None:
+        first.revoke()
+    # It has left before its end is told, or is told of before it has left.
+    eventually(lambda: first.state == "REVOKED" and play.held() == 0, within=30, what="ended")
+    [later] = play.send("refresh", args=["Bonn"])
+    eventually(lambda: play.held() == 1, within=10, what="the next is held")
+    play.breaker.release_force()
+    assert later.get(timeout=20) == "Bonn"
+
+
+@either_broker
 def test_a_good_probe_goes_first(stage_on: Callable[..., Stage], broker: str) -> None:
     """Of the held tasks the one that says it is a good probe is let through first, however late it came."""
     play = stage_on(broker, recovery_timeout=4.0)

@@ -84,6 +84,19 @@ def test_a_failed_probe_of_a_circuit_in_the_body_is_held_again(stage: Callable[.
     assert Counter(call.ok for call in play.dependency.calls() if call.task_id == result.id)[True] == 1
 
 
+def test_tasks_held_for_a_circuit_in_their_bodies_return_along_a_ramp(stage: Callable[..., Stage]) -> None:
+    """
+    Their calls are those the ramp waits for: it grows.  One a second would leave 35 of them after 25 seconds.
+    """
+    play = stage()
+    play.breaker.force_open()
+    play.worker()
+    play.send("nested", 60)
+    eventually(lambda: play.held() == 60, within=30, what="held")
+    play.breaker.release_force()
+    eventually(lambda: len(play.dependency.calls("end")) == 60, within=25, what="all have run")
+
+
 @pytest.mark.soak
 @pytest.mark.skipif(not RECONNECTS, reason="this Celery hears nothing of its children after it lost the broker")
 @pytest.mark.parametrize("back_in_time", [True, False], ids=["back", "gone"])

@@ -15,6 +15,23 @@ from tests.support.eventually import eventually
 pytestmark = pytest.mark.acceptance
 
 
+def test_a_queue_that_was_paused_is_still_consumed_after_a_lost_connection(stage: Callable[..., Stage]) -> None:
+    """Taken up again, a queue is one of the worker's queues as before."""
+    play = stage()
+    worker = play.worker(
+        pool="threads", environment={"TEST_DEDICATED": "1", "OMNI_PAUSE_QUEUES": '{"dedicated": "dep"}'}
+    )
+    play.breaker.force_open()
+    eventually(lambda: "Queue dedicated paused" in worker.log, within=10, what="paused")
+    play.breaker.release_force()
+    eventually(lambda: "Queue dedicated is consumed again" in worker.log, within=10, what="taken up again")
+    with redis.Redis.from_url(play.server.url) as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+    eventually(lambda: worker.log.count("Connected to redis") >= 2, within=30, what="connected again")
+    [result] = play.send("plain", queue="dedicated")
+    assert result.get(timeout=20)["retries"] == 0
+
+
 @pytest.mark.parametrize("pool", ["prefork", pytest.param("gevent", marks=pytest.mark.soak)])
 def test_a_dedicated_queue_waits_in_the_broker(stage: Callable[..., Stage], pool: str) -> None:
     """Its messages stay where they are, a probe gets through, and it goes on when the pausing worker has gone."""

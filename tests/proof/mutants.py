@@ -93,6 +93,8 @@ _ACQUIRE = [
     ("if paced and", "if", "the ramp refuses plain calls"),
     ("    take(1)\n", "", "starts cost nothing"),
     ("    add('drawn', -1)\n", "", "a task that has arrived still counts as on its way"),
+    ("(not paced or paid_ticket == ticket())", "paid_ticket == ticket()", "a held body's own call does not arrive"),
+    ("(not paced or paid_ticket == ticket())", "true", "a task that was not drawn counts as arrived"),
     ("math.max(lease_ms, policy.longest_lease_ms)", "policy.longest_lease_ms", "a long call's permit lapses early"),
     (
         "  if call('ZSCORE', KEYS[2], permit_key(permit_id)) then return 'call' end\n",

@@ -330,6 +330,19 @@ def test_the_ramp_grows_no_faster_than_tasks_start() -> None:
     assert grow_ramp(replace(full, drawn=9)).ramp_rate_mps == 51_000
 
 
+def test_a_body_that_calls_its_circuit_itself_has_arrived() -> None:
+    """
+    A task held for a circuit that its body calls has no ticket there; a task that asks without one was not drawn.
+    """
+    bench = _recovered()
+    bench.draw(50)
+    bench.now_ms += 500
+    assert bench.ask(paced=True).permit is not None
+    assert bench.circuit.drawn == 1
+    assert bench.ask().permit is not None
+    assert bench.circuit.drawn == 0
+
+
 def test_a_ticket_is_paid_already() -> None:
     """
     A drawn task starts on the draw's account, in the epoch of the draw only.

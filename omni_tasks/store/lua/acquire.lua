@@ -26,7 +26,8 @@ local function grant_call()
     fill_ramp()
     if paced and c.override == 'auto' and c.ramp_rate_mps > 0 and c.ramp_tokens < CALL then return '' end
     take(1)
-  elseif c.drawn > 0 then
+  end
+  if c.drawn > 0 and (not paced or paid_ticket == ticket()) then
     add('drawn', -1)
   end
   call('ZADD', KEYS[2], now + math.max(lease_ms, policy.longest_lease_ms), permit_key(permit_id))
