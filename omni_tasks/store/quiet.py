@@ -85,7 +85,9 @@ class QuietCircuit:
         self._word: _Word | None = None
         self._running: dict[str, tuple[_Word, int]] = {}
         self._ended: deque[tuple[_Word, int]] = deque()
-        self._telling = threading.Lock()
+        # A signal's handler may report or read, too, in the thread that is telling.
+        self._telling = threading.RLock()
+        self._is_telling = False
         self._began_monotonic = self._failed_monotonic = -math.inf
 
     def is_busy(self) -> bool:
@@ -132,7 +134,7 @@ class QuietCircuit:
         """
         Whether there is anything to tell, or another thread is telling it.
         """
-        return bool(self._running or self._ended or self._telling.locked())
+        return bool(self._running or self._ended or self._is_telling)
 
     def tell(self) -> bool:
         """
@@ -153,7 +155,7 @@ class QuietCircuit:
             if self._began_monotonic > began:
                 # Told with what another thread had to tell: threads must not queue up for one round trip each.
                 return True
-            self._began_monotonic = time.monotonic()
+            self._began_monotonic, self._is_telling = time.monotonic(), True
             untold = self._untold()
             try:
                 for told in untold:
@@ -163,6 +165,8 @@ class QuietCircuit:
                 # A server that only reads goes on giving its word: let the rules meet the next call, and what is wrong.
                 self._asked_monotonic = -math.inf
                 raise
+            finally:
+                self._is_telling = False
             return bool(untold)
 
     def _untold(self) -> list[Told]:
@@ -212,7 +216,9 @@ class QuietCalls:
         known = self._circuits.get(config.name)
         if known is None and len(self._circuits) < _MOST:
             known = self._circuits.setdefault(config.name, self._make(config))
-        return known if known is not None and known.config is config else None
+        if known is None or not (known.config is config or known.config == config):
+            return None
+        return known
 
     def known(self, name: str) -> QuietCircuit | None:
         """
@@ -241,15 +247,15 @@ class QuietCalls:
 
     def tell(self) -> bool:
         """
-        Tell every circuit.  One that cannot be told costs what it would have heard.
+        Tell every circuit, up to one that cannot be told: a store that is silent costs one wait.
 
         Returns:
             Whether there was anything to tell.
         """
         told = False
-        for circuit in tuple(self._circuits.values()):
-            if circuit.is_untold:
-                with suppress(StoreError):
+        with suppress(StoreError):
+            for circuit in tuple(self._circuits.values()):
+                if circuit.is_untold:
                     told |= circuit.tell()
         return told
 

@@ -413,7 +413,7 @@ def test_what_another_thread_could_not_tell_is_no_second_wait(stand: Busy) -> No
 
     reporter = threading.Thread(target=report)
     reporter.start()
-    eventually(lambda: circuit._telling.locked() and reporter.is_alive(), within=5)
+    eventually(lambda: circuit._is_telling and reporter.is_alive(), within=5)
     reporter.join(0.1)
     goes_on.set()
     for thread in (teller, reporter):
