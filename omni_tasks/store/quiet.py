@@ -82,6 +82,7 @@ class QuietCircuit:
         self._send = send
         self._only_counts = not (config.policy.failure_rate_ppm or config.policy.slow_rate_ppm)
         self._asked_monotonic = -math.inf
+        self._is_quiet = False
         self._word: _Word | None = None
         self._running: dict[str, tuple[_Word, int]] = {}
         self._ended: deque[tuple[_Word, int]] = deque()
@@ -90,13 +91,21 @@ class QuietCircuit:
         self._is_telling = False
         self._began_monotonic = self._failed_monotonic = -math.inf
 
-    def is_busy(self) -> bool:
+    def hear(self, *, quiet: bool) -> None:
         """
-        Whether this process asks so often that a circuit may hear of its calls later.
+        Hear from the rules whether the circuit is quiet.
+        """
+        self._is_quiet = quiet
+
+    def asked_soon_again(self) -> bool:
+        """
+        Note that this process asks, and say whether to ask for the circuit's word.
+
+        It was quiet when last heard of, and this process asks so often that it may hear of the calls later.
         """
         now = time.monotonic()
         gap_s, self._asked_monotonic = now - self._asked_monotonic, now
-        return gap_s < _SOON_S and self._only_counts
+        return gap_s < _SOON_S and self._is_quiet and self._only_counts
 
     def admit(self, answer: object, request: Request) -> Permit | None:
         """
@@ -106,6 +115,7 @@ class QuietCircuit:
         if word is None or word.stored != answer:
             self._word = word = _Word.read(answer)
             if word is None:
+                self._is_quiet = False
                 return None
         self._running[request.permit_id] = word, request.lease_ms
         return Permit(request.permit_id, word.gen, word.epoch, probe=False)

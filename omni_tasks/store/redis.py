@@ -124,11 +124,14 @@ class RedisStore:
     def _acquire(self, config: CircuitBreakerConfig, request: Request) -> Admission:
         paced, health = int(request.paced), int(request.health)
         asked = (request.permit_id, request.lease_ms, paced, _bytes(request.ticket), health, config.max_keys)
-        return self._run("acquire", config, asked, partial(replies.admission, request))
+        admission, quiet = self._run("acquire", config, asked, partial(replies.admission, request))
+        if circuit := self._quiet.known(config.name):
+            circuit.hear(quiet=quiet)
+        return admission
 
     def _peek(self, config: CircuitBreakerConfig, request: Request) -> Admission | None:
         circuit = self._quiet.of(config)
-        if circuit is None or not circuit.is_busy():
+        if circuit is None or not circuit.asked_soon_again():
             return None
         try:
             answer = self._scripts.peek(self._question(config).keys[0], circuit.question)

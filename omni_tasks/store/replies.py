@@ -18,20 +18,21 @@ __all__ = ["COUNTED", "admission", "draw", "followed", "reading", "settlement", 
 COUNTED = Settlement(applied=True, state=CircuitState.CLOSED)
 
 
-def admission(request: Request, answer: Any) -> Admission:
+def admission(request: Request, answer: Any) -> tuple[Admission, bool]:
     """
-    Read what acquire.lua says to *request*.
+    Read what acquire.lua says to *request*, and whether the circuit is quiet.
     """
-    kind, gen, epoch, state, retry_after_ms, previous, failures, reason = answer
+    kind, gen, epoch, state, retry_after_ms, previous, failures, reason, quiet = answer
     if kind == b"crowded":
-        return Admission(permit=None, state=_state(state), crowded=True)
+        return Admission(permit=None, state=_state(state), crowded=True), False
     probe = kind == b"probe"
-    return Admission(
+    admitted = Admission(
         permit=Permit(request.permit_id, text(gen), epoch, probe=probe) if kind else None,
         state=_state(state),
         retry_after_ms=retry_after_ms,
         transition=_transition(previous, state, epoch, failures, text(reason)),
     )
+    return admitted, bool(quiet)
 
 
 def settlement(answer: Any) -> Settlement:

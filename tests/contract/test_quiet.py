@@ -50,7 +50,7 @@ class Busy(Stand):
         """
         circuit = self.store._quiet.of(config)
         assert circuit is not None
-        circuit.is_busy()
+        circuit.asked_soon_again()
         return super().ask(config, **{"here": True, **request})
 
     def circuit(self, config: CircuitBreakerConfig = CONFIG) -> QuietCircuit:
@@ -105,6 +105,32 @@ def test_a_busy_process_asks_once_a_call(stand: Busy, redis_client: redis.Redis)
     # Each look at the statistics is two reads.
     assert {name: after[name] - before[name] for name in before} == {"reads": 50 + 2, "hget": 50, "evalsha": 0}
     assert stand.untold() == (0, 50)
+
+
+@pytest.mark.parametrize("begin", ["open", "ramp"])
+def test_a_busy_process_asks_once_where_something_is_going_on(
+    begin: str, stand: Busy, elsewhere: Stand, redis_client: redis.Redis
+) -> None:
+    """
+    Only the call that finds the word gone asks twice; until the circuit is quiet again the rules are asked at once.
+    """
+    config = replace(CONFIG, name=begin, failure_threshold=1, recovery_timeout=10.0 if begin == "open" else 0.001)
+    stand.run(SUCCESS, config)
+    elsewhere.trip(config)
+    if begin == "ramp":
+        _closes(elsewhere, config)
+    stand.ask(config)
+    before = _stats(redis_client)
+    for _ in range(10):
+        stand.ask(config)
+    after = _stats(redis_client)
+    assert {name: after[name] - before[name] for name in before} == {"reads": 10 + 2, "hget": 0, "evalsha": 10}
+
+
+def _closes(stand: Stand, config: CircuitBreakerConfig) -> None:
+    permit = eventually(lambda: stand.ask(config).permit, within=5)
+    assert permit is not None
+    assert stand.settle(permit, SUCCESS, config).state is CircuitState.CLOSED
 
 
 def _stats(client: redis.Redis) -> dict[str, int]:
@@ -174,8 +200,8 @@ def test_a_failure_comes_after_what_has_ended(stand: Busy) -> None:
     for _ in range(10):
         first, second = stand.permit(config), stand.permit(config)
         stand.settle(first, FAILURE, config)
-        stand.run(SUCCESS, config)
-        stand.run(SUCCESS, config)
+        for _ in range(3):
+            stand.run(SUCCESS, config)
         assert stand.untold(config) == (0, 1)
         stand.settle(second, FAILURE, config)
         assert stand.read(config).circuit.state is CircuitState.CLOSED
@@ -219,9 +245,7 @@ def _failing(stand: Busy, config: CircuitBreakerConfig) -> None:
 
 def _recovering(stand: Busy, config: CircuitBreakerConfig) -> None:
     stand.trip(config)
-    permit = eventually(lambda: stand.ask(config).permit, within=5)
-    assert permit is not None
-    assert stand.settle(permit, SUCCESS, config).state is CircuitState.CLOSED
+    _closes(stand, config)
 
 
 def _forced(stand: Busy, config: CircuitBreakerConfig) -> None:

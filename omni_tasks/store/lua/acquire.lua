@@ -11,9 +11,10 @@
   ARGV[7]     health     1 for a health check, which may ask while the circuit waits, else 0
   ARGV[8]     max_keys   int >= 1, most keys with a circuit of their own
 
-  Returns  {kind, gen, epoch, state, retry_after_ms, previous_state, failures, reason}
+  Returns  {kind, gen, epoch, state, retry_after_ms, previous_state, failures, reason, quiet}
            kind  "call" | "probe" | "" when refused | "crowded" when the key is not listed and the list is full:
                  nothing was decided or written
+           quiet  the circuit's word for busy processes, or ""
   Writes   the permit; open -> half_open; counters; the ramp's tokens; the tasks on their way; a policy that is newer; the log
   Cost     O(log P + lapsed), P = permits outstanding
   Mirrors  omni_tasks/core/machine.py: acquire(), omni_tasks/core/waits.py: retry_after()
@@ -71,7 +72,7 @@ local function retry_after()
 end
 
 if of_key and not call('ZSCORE', KEYS[5], of_key) and call('ZCARD', KEYS[5]) >= tonumber(ARGV[8]) then
-  return { 'crowded', '', 0, 'closed', 0, 'closed', 0, '' }
+  return { 'crowded', '', 0, 'closed', 0, 'closed', 0, '', '' }
 end
 if c.gen == '' then
   set('gen', permit_id)
@@ -85,4 +86,5 @@ if kind == '' then
   if paced then add('held', 1) end
 end
 save()
-return { kind, c.gen, c.epoch, effective_state(), kind == '' and retry_after() or 0, before, c.failures, c.reason }
+local wait_ms = kind == '' and retry_after() or 0
+return { kind, c.gen, c.epoch, effective_state(), wait_ms, before, c.failures, c.reason, c.quiet }
