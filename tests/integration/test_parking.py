@@ -499,16 +499,15 @@ def test_held_tasks_leave_by_priority_then_age(make_yard: MakeYard) -> None:
     assert [message.headers["id"] for message in yard.receive(4)] == [sent[3], sent[1], sent[0], sent[2]]
 
 
-@pytest.mark.parametrize(("first", "order"), [(True, [0, 1, 2, 3]), (False, [2, 3, 0, 1])], ids=["first", "behind"])
-def test_held_tasks_go_before_or_behind_what_waits(make_yard: MakeYard, *, first: bool, order: list[int]) -> None:
-    """A probe is served before new tasks; those that return along the ramp queue up behind them, in their order."""
+@pytest.mark.parametrize(("first", "order"), [(True, [0, 1, 2]), (False, [1, 2, 0])], ids=["first", "behind"])
+def test_a_held_task_goes_before_or_behind_what_waits(make_yard: MakeYard, *, first: bool, order: list[int]) -> None:
+    """A probe is served before new tasks; one that returns along the ramp queues up behind them."""
     yard = make_yard("redis")
-    sent = [yard.app.send_task("work").id for _ in range(2)]
-    for message in yard.receive(2):
-        _park(yard, message)
+    sent = [yard.app.send_task("work").id]
+    _park(yard, yard.receive(1)[0])
     sent += [yard.app.send_task("work").id for _ in range(2)]
-    yard.place.unpark("dep", 2, "gen:1", first=first)
-    assert [message.headers["id"] for message in yard.receive(4)] == [sent[at] for at in order]
+    yard.place.unpark("dep", 1, "gen:1", first=first)
+    assert [message.headers["id"] for message in yard.receive(3)] == [sent[at] for at in order]
 
 
 @pytest.mark.parametrize("place", ["broker", "store"])
