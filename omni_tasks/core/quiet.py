@@ -74,7 +74,8 @@ def tally(circuit: Circuit, config: CircuitBreakerConfig, told: Told, *, now_ms:
 
     Whatever has happened since, this changes no state and ends no override: the calls of an earlier epoch are
     counted and no more, those of an earlier incarnation are stale, and a window that a newer configuration has
-    opened does not see them.
+    opened does not see them.  A row of failures goes on: it has begun after all of these calls, for there was none
+    when they were let in.
     """
     if told.gen != circuit.gen:
         return replace(circuit, stale=circuit.stale + told.succeeded) if circuit.gen else circuit
@@ -88,7 +89,6 @@ def tally(circuit: Circuit, config: CircuitBreakerConfig, told: Told, *, now_ms:
     circuit = replace(circuit, calls={**permits, **circuit.calls}, admitted=circuit.admitted + fresh)
     if not told.succeeded:
         return circuit
-    row_ends = told.epoch == circuit.epoch and circuit.state is CircuitState.CLOSED
     return replace(
         circuit,
         admitted=circuit.admitted + told.succeeded,
@@ -98,5 +98,4 @@ def tally(circuit: Circuit, config: CircuitBreakerConfig, told: Told, *, now_ms:
         took_ms=circuit.took_ms + told.took_ms,
         durations=durations.merged(circuit.durations, told.durations) if told.took_ms else circuit.durations,
         last_success_ms=now_ms,
-        failures=0 if row_ends else circuit.failures,
     )

@@ -209,6 +209,21 @@ def test_a_failure_comes_after_what_has_ended(stand: Busy) -> None:
 
 
 @at_leisure
+@at_leisure
+def test_what_many_processes_have_not_told_delays_no_trip(redis_server: EmbeddedServer, key_prefix: str) -> None:
+    """
+    Each of them tells of its successes before its first failure; the failures of all are one row nevertheless.
+    """
+    fleet = [Busy(RedisStore.at(redis_server.url, timeout=5.0, prefix=key_prefix), Clock()) for _ in range(3)]
+    for each in fleet:
+        for _ in range(2):
+            each.run(SUCCESS)
+        assert each.untold()[1] > 0
+    running = [each.permit() for each in fleet]
+    states = [each.settle(permit, FAILURE).state for each, permit in zip(fleet, running, strict=True)]
+    assert states == [CircuitState.CLOSED, CircuitState.CLOSED, CircuitState.OPEN]
+
+
 @pytest.mark.parametrize("report", [FAILURE, IGNORED], ids=["failure", "ignored"])
 def test_only_a_success_may_be_told_later(report: Report, stand: Busy, elsewhere: Stand) -> None:
     """

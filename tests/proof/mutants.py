@@ -235,8 +235,11 @@ _TALLY = [
     ("if took_ms > 0 then add_durations() end", "add_durations()", "calls nobody measured are counted as measured"),
     ("calls + more[i]", "calls", "durations are not counted"),
     ("  set('last_success_ms', now)\n", "", "the last success has no moment"),
-    ("c.state == 'closed' and epoch", "epoch", "a success of old changes an open circuit"),
-    (" and epoch == string.format('%.0f', c.epoch) then", " then", "a success of an earlier epoch ends a row"),
+    (
+        "add('succeeded', succeeded)\n",
+        "add('succeeded', succeeded)\nset('failures', 0)\n",
+        "a success of old ends a row",
+    ),
 ]
 
 MUTANTS = [

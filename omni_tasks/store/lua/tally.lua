@@ -50,7 +50,6 @@ if succeeded > 0 then
   add('took_ms', took_ms)
   if took_ms > 0 then add_durations() end
   set('last_success_ms', now)
-  if c.state == 'closed' and epoch == string.format('%.0f', c.epoch) then set('failures', 0) end
 end
 save()
 return { 1 }
