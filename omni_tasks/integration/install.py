@@ -308,6 +308,6 @@ def get_lot(app: Celery) -> Parking:
 
 
 @celery_signals.worker_process_shutdown.connect(weak=False)
-def _send_reports(**_kwargs: Any) -> None:
+def _tell_all(**_kwargs: Any) -> None:
     # A prefork child ends without atexit.
     tell_all()
