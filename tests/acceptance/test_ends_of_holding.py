@@ -188,16 +188,18 @@ def test_a_good_probe_goes_first(stage_on: Callable[..., Stage], broker: str) ->
 
 def say(play: Stage, command: str, **arguments: Any) -> dict[str, str]:
     """
-    Say something to one worker, and read its answer.
+    Say something to the first worker, and read its answer.
     """
-    [answer] = play.app.control.broadcast(command, arguments=arguments, reply=True, limit=1, timeout=10)
+    [answer] = play.app.control.broadcast(
+        command, arguments=arguments, destination=[play.workers[0].name], reply=True, limit=1, timeout=10
+    )
     [said] = answer.values()
     return dict(said)
 
 
 def celery(play: Stage, *words: str) -> list[dict[str, Any]]:
     """
-    Say something with the celery program, and read the workers' answers.
+    Say something with the celery program, and read the answers of this stage's workers: a broker may have others.
     """
     said = subprocess.run(
         [
@@ -210,6 +212,8 @@ def celery(play: Stage, *words: str) -> list[dict[str, Any]]:
             "--json",
             "--timeout",
             "2",
+            "--destination",
+            ",".join(worker.name for worker in play.workers),
             "--",
             *words[1:],
         ],

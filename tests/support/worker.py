@@ -55,12 +55,13 @@ class Worker:
         """
         number = len(list(folder.glob("worker*.log"))) + 1
         self.log_path = folder / f"worker{number}.log"
+        self.name = f"w{number}-{os.getpid()}@test"
         with self.log_path.open("wb") as log:
             self.process = spawn_tied(
                 [
                     sys.executable, "-m", "celery", "-A", app, "worker",
                     "--pool", pool, "--concurrency", str(concurrency),
-                    "--hostname", f"w{number}-{os.getpid()}@test", "--loglevel", "INFO", "--without-mingle",
+                    "--hostname", self.name, "--loglevel", "INFO", "--without-mingle",
                     *arguments,
                 ],
                 output=log,
