@@ -24,6 +24,7 @@ from kombu.message import Message
 from kombu.utils.json import dumps
 
 from omni_tasks.errors import ConfigurationError
+from omni_tasks.integration.fetch import Transport
 from omni_tasks.integration.virtual import queue_of, raw_of
 from omni_tasks.settings import redacted
 from omni_tasks.store.connect import connect
@@ -68,7 +69,10 @@ def broker_url(app: Celery) -> str | None:
         return uri.replace("redis+socket://", "unix://", 1).replace("?virtual_host=", "?db=", 1)
     scheme, _, rest = uri.partition("://")
     if scheme not in _SCHEMES:
-        return None
+        if not issubclass(connection.get_transport_cls(), Transport):
+            return None
+        # The scheme is what the transport was named by.
+        uri = f"redis://{rest}"
     if not connection.ssl:
         return uri
     options = connection.ssl if isinstance(connection.ssl, Mapping) else {}

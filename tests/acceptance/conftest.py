@@ -24,6 +24,9 @@ from tests.support.eventually import eventually
 from tests.support.rabbitmq import AMQP_URL, channel_to, quorum_options, require_rabbitmq
 from tests.support.worker import Worker
 
+#: The environment of a worker that fetches from Redis in our way.
+OUR_FETCH = {"TEST_BROKER_TRANSPORT": "omni_tasks.integration.fetch:Transport"}
+
 
 @dataclass
 class Stage:

@@ -31,6 +31,7 @@ app = Celery("acceptance")
 app.conf.update(
     task_default_queue=os.environ.get("TEST_QUEUE", "celery"),
     broker_url=os.environ["TEST_BROKER_URL"],
+    broker_transport=os.environ.get("TEST_BROKER_TRANSPORT"),
     result_backend=os.environ.get("TEST_RESULT_BACKEND", os.environ["TEST_BROKER_URL"]),
     broker_transport_options={
         "visibility_timeout": int(os.environ.get("TEST_VISIBILITY_TIMEOUT", "3600")),

@@ -14,8 +14,9 @@ from celery import Celery
 from omni_tasks.integration.broker import broker_url
 
 
-def _url(url: str, use_ssl: object = None) -> str | None:
+def _url(url: str, use_ssl: object = None, transport: str | None = None) -> str | None:
     app = Celery("url", broker=url, set_as_current=False)
+    app.conf.broker_transport = transport
     app.conf.broker_use_ssl = use_ssl
     return broker_url(app)
 
@@ -47,7 +48,21 @@ def test_a_redis_brokers_url_is_one_for_our_client(url: str, use_ssl: object, wa
     assert {name: options.get(name) for name in wanted} == wanted
 
 
-@pytest.mark.parametrize("url", ["amqp://guest:guest@h//", "memory://", "filesystem://"])
+@pytest.mark.parametrize(
+    ("url", "use_ssl", "wanted"),
+    [
+        ("redis://:p%40w@h:1/2", None, "redis://:p%40w@h:1/2"),
+        ("redis://h:1/2", {"ssl_cert_reqs": ssl.CERT_NONE}, "rediss://h:1/2?ssl_cert_reqs=none"),
+    ],
+)
+def test_our_own_transport_is_redis_too(url: str, use_ssl: object, wanted: str) -> None:
+    """
+    A transport that is named by its class leaves the URL what it was.
+    """
+    assert _url(url, use_ssl, "omni_tasks.integration.fetch:Transport") == wanted
+
+
+@pytest.mark.parametrize("url", ["amqp://guest:guest@h//", "memory://", "filesystem://", "sentinel://h:26379/0"])
 def test_any_other_broker_has_none(url: str) -> None:
     """
     Only Redis can hold tasks.

@@ -1,0 +1,31 @@
+--[[
+  fetch: take one message off the broker's lists, and note in the same step that somebody has it.
+
+  KEYS[1]   unacked             hash  delivery tag -> [message, exchange, routing key]
+  KEYS[2]   unacked_index       zset  delivery tag -> Unix seconds when it was taken
+  KEYS[3+]  the broker's lists  list  kombu's messages, one list per queue and priority; the right end is served next
+
+  ARGV[1]  now  Unix seconds by the worker's clock: workers judge by theirs what is too old
+
+  Returns  the list's name and the message, or nothing
+  Writes   all keys; of the lists the first that is not empty
+  Cost     O(lists + bytes of the message)
+  Mirrors  omni_tasks/integration/fetch.py: Channel._brpop_start()
+]]
+for n = 3, #KEYS do
+  local message = redis.call('LINDEX', KEYS[n], -1)
+  if message then
+    local read, told = pcall(cjson.decode, message)
+    local properties = read and type(told) == 'table' and told.properties
+    local info = type(properties) == 'table' and properties.delivery_info
+    if type(info) == 'table' and type(properties.delivery_tag) == 'string' then
+      local place = cjson.encode({info.exchange or '', info.routing_key or ''})
+      -- First: a server that is out of memory refuses to write this, and then the message stays on its list.
+      redis.call('ZADD', KEYS[2], ARGV[1], properties.delivery_tag)
+      redis.call('HSET', KEYS[1], properties.delivery_tag, '[' .. message .. ',' .. string.sub(place, 2))
+    end
+    redis.call('RPOP', KEYS[n])
+    return {KEYS[n], message}
+  end
+end
+return false
