@@ -18,7 +18,7 @@ LOCK := $(VPY) -m uv --quiet pip compile pyproject.toml --universal --python-ver
 # The versions of Celery that pyproject.toml allows, and the tests of what touches Celery's inside.
 CELERY ?= 5.4 5.5 5.6 5.7
 GATE_TESTS := $(addprefix tests/acceptance/test_,settling.py canvas.py gate.py ends_of_holding.py pause.py task_cls.py \
-	held_tasks.py) tests/integration/test_start.py
+	held_tasks.py fetch.py) $(addprefix tests/integration/test_,start.py fetch.py)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
