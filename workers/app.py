@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from celery import Celery
 from celery.signals import worker_init
@@ -72,6 +73,9 @@ def make_app(settings: Settings) -> Celery:
     )
     if settings.redis_broker:
         made.conf.broker_transport_options = {"visibility_timeout": settings.visibility_timeout}
+    if urlsplit(settings.broker_url).scheme == "redis":
+        # What a worker has fetched when it is killed comes again, too.
+        made.conf.broker_transport = "omni_tasks.integration.fetch:Transport"
     # The monitor asks a provider for its models before it lets an article find out.  OMNI_CIRCUITS takes its place.
     checks = {name: {"health_check": f"omni_tasks.gateways.health:{name}"} for name in settings.providers}
     init_app(made, circuits={f"ai_providers:{name}": check for name, check in checks.items()})

@@ -15,6 +15,7 @@ from omni_tasks.core.policy import FALLBACK_ON
 from omni_tasks.errors import ConfigurationError
 from omni_tasks.events import log
 from omni_tasks.integration.eta import EtaQueue
+from omni_tasks.integration.fetch import Transport
 from omni_tasks.integration.install import Integration, find_integration
 from omni_tasks.integration.places import visibility_timeout
 from omni_tasks.integration.request import CircuitRequest
@@ -107,7 +108,7 @@ def warnings(integration: Integration) -> list[str]:
         return []
     app = integration.app
     guarded = [task for task in app.tasks.values() if getattr(task, "circuit", None) is not None]
-    return [line for task in guarded for line in _of_task(app, task)] + _of_times(integration)
+    return [line for task in guarded for line in _of_task(app, task)] + _of_times(integration) + _of_broker(app)
 
 
 def _of_task(app: Celery, task: Task) -> list[str]:
@@ -134,12 +135,24 @@ def _of_times(integration: Integration) -> list[str]:
                 f"circuit {key} stays open for {config.recovery_timeout:g} s, but results are forgotten after "
                 f"{seconds:g} s (result_expires): a chord with a held member would never end"
             )
-    options = conf.broker_transport_options or {}
-    scheme = str(integration.app.connection_for_write().transport_cls)
+    return found
+
+
+def _of_broker(app: Celery) -> list[str]:
+    options = app.conf.broker_transport_options or {}
+    connection = app.connection_for_write()
+    scheme = str(connection.transport_cls)
+    found = []
     if scheme in {"amqp", "amqps", "pyamqp"} and not options.get("confirm_publish"):
         found.append(
             "broker_transport_options has no confirm_publish: what retry() and delay() publish is lost when "
             "RabbitMQ dies before it has written it"
+        )
+    # Over a Unix socket the URL's own word for the transport counts, and nothing else can be named.
+    if scheme in {"redis", "rediss"} and not connection.uri_prefix:
+        found.append(
+            "broker_transport is kombu's: a worker that is killed loses what it has taken off its list in Redis and "
+            f"not noted yet; {Transport.__module__}:{Transport.__name__} notes it in the same step"
         )
     return found
 

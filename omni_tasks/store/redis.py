@@ -4,8 +4,8 @@ Circuits shared through Redis: encode, one script, decode.  Nothing is decided h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Self, TypeVar
 from urllib.parse import unquote
@@ -133,10 +133,8 @@ class RedisStore:
         circuit = self._quiet.of(config)
         if circuit is None or not circuit.asked_soon_again():
             return None
-        try:
+        with _asking("acquire", config):
             answer = self._scripts.peek(self._question(config).keys[0], circuit.question)
-        except FAILURES as error:
-            raise _store_error("acquire", config, error) from error
         permit = circuit.admit(answer, request)
         if permit is None:
             return None
@@ -204,11 +202,9 @@ class RedisStore:
         with suppress(StoreError):
             # A server that only reads can still be read.
             self._tell(configs)
-        try:
+        with _asking("read"):
             questions = [Question(self._question(config).keys[:3]) for config in configs]
             answers = self._scripts.run_many("snapshot", questions, [self._now()])
-        except FAILURES as error:
-            raise StoreError(f"read: {type(error).__name__}: {error}") from error
         try:
             return [replies.reading(answer) for answer in answers]
         except (TypeError, ValueError) as error:
@@ -219,23 +215,19 @@ class RedisStore:
         Read the log, oldest first: of what was written since *since_ms* the newest *limit* records.
         """
         key = self._question(config).keys[3]
-        try:
+        with _asking("log", config):
             # An entry's id is never earlier than its moment: with a clock that stepped back it is later.
             [answer] = self._scripts.run_commands([["XREVRANGE", key, "+", since_ms, "COUNT", limit]])
             entries = _unless_of_another_type(answer)
-        except FAILURES as error:
-            raise _store_error("log", config, error) from error
         return [record for record in reversed(log_from_reply(entries)) if record.at_ms >= since_ms]
 
     def list_keys(self, configs: Sequence[CircuitBreakerConfig]) -> list[tuple[str, ...]]:
         """
         Read which keys of each circuit have a circuit of their own, in one round trip; changes nothing.
         """
-        try:
+        with _asking("list_keys"):
             asked: list[list[Argument]] = [["ZRANGE", list_key(self._prefix, config.name), 0, -1] for config in configs]
             answers = [_unless_of_another_type(answer) for answer in self._scripts.run_commands(asked)]
-        except FAILURES as error:
-            raise StoreError(f"list_keys: {type(error).__name__}: {error}") from error
         return [tuple(unquote(replies.text(key)) for key in keys) for keys in answers]
 
     def forget(self, config: CircuitBreakerConfig) -> int:
@@ -250,13 +242,11 @@ class RedisStore:
         """
         circuit, _ = split_key(config.name)
         listed = list_key(self._prefix, circuit)
-        try:
+        with _asking("forget", config):
             [oldest] = self._scripts.run_commands([["ZRANGE", listed, 0, CANDIDATES - 1]])
             names = [f"{circuit}{SEPARATOR}{unquote(replies.text(key))}" for key in _unless_of_another_type(oldest)]
             asked = [Question([*circuit_keys(self._prefix, name), listed]) for name in names]
             answers = self._scripts.run_many("forget", asked, [self._now(), config.max_keys])
-        except FAILURES as error:
-            raise _store_error("forget", config, error) from error
         return sum(forgotten for [forgotten] in answers)
 
     def _run(
@@ -268,10 +258,8 @@ class RedisStore:
         *,
         again: bool = True,
     ) -> Answer:
-        try:
+        with _asking(verb, config):
             answer = self._scripts.run(verb, self._question(config), [self._now(), *arguments], again=again)
-        except FAILURES as error:
-            raise _store_error(verb, config, error) from error
         try:
             return read(answer)
         except (AttributeError, TypeError, ValueError) as error:
@@ -300,8 +288,13 @@ class RedisStore:
         return self._now_ms() if self._now_ms else ""
 
 
-def _store_error(verb: str, config: CircuitBreakerConfig, error: Exception) -> StoreError:
-    return StoreError(f"{verb} {config.name!r}: {type(error).__name__}: {error}")
+@contextmanager
+def _asking(verb: str, config: CircuitBreakerConfig | None = None) -> Iterator[None]:
+    try:
+        yield
+    except FAILURES as error:
+        of = f" {config.name!r}" if config else ""
+        raise StoreError(f"{verb}{of}: {type(error).__name__}: {error}") from error
 
 
 def _word(word: Word) -> tuple[bytes, bytes, bytes]:

@@ -183,8 +183,12 @@ def test_what_breaks_a_promise_is_warned_of(
 
 
 def test_a_good_application_is_warned_of_nothing(redis_server: EmbeddedServer) -> None:
-    """With a time limit and Celery's own defaults there is nothing to say."""
+    """With a time limit, Celery's own defaults, and our way to fetch from Redis there is nothing to say."""
     app = _app(redis_server.url, circuit="dep", time_limit=60, acks_late=True)
+    [line] = warnings(integration_of(app))
+    assert line.startswith("broker_transport is kombu's")
+    app.conf.broker_transport = "omni_tasks.integration.fetch:Transport"
+    assert app.conf.broker_transport in line
     assert warnings(integration_of(app)) == []
 
 

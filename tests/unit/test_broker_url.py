@@ -53,6 +53,7 @@ def test_a_redis_brokers_url_is_one_for_our_client(url: str, use_ssl: object, wa
     [
         ("redis://:p%40w@h:1/2", None, "redis://:p%40w@h:1/2"),
         ("redis://h:1/2", {"ssl_cert_reqs": ssl.CERT_NONE}, "rediss://h:1/2?ssl_cert_reqs=none"),
+        ("rediss://h:1/2?ssl_cert_reqs=CERT_REQUIRED", None, "rediss://h:1/2?ssl_cert_reqs=required"),
     ],
 )
 def test_our_own_transport_is_redis_too(url: str, use_ssl: object, wanted: str) -> None:

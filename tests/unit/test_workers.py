@@ -51,6 +51,22 @@ def test_the_limits_leave_room_for_each_other() -> None:
 
 
 @pytest.mark.parametrize(
+    ("broker", "transport"),
+    [
+        ("redis://127.0.0.1:1/0", "omni_tasks.integration.fetch:Transport"),
+        ("rediss://127.0.0.1:1/0", None),
+        ("amqp://127.0.0.1//", None),
+    ],
+)
+def test_workers_on_redis_lose_nothing_that_they_have_fetched(broker: str, transport: str | None) -> None:
+    """
+    They take and note in one step; other brokers have their own way.
+    """
+    urls = {"CELERY_BROKER_URL": broker, "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/0"}
+    assert make_app(Settings.from_environment(urls)).conf.broker_transport == transport
+
+
+@pytest.mark.parametrize(
     ("variable", "value"),
     [
         ("CELERY_BROKER_URL", "127.0.0.1:6379"),
