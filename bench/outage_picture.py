@@ -25,7 +25,7 @@ __all__ = ["Story", "draw"]
 #: What is drawn from the bottom up: the outcome as it is logged, its colour, its name in the legend.
 _OUTCOMES = (
     ("ok", "#1a7f37", "served"),
-    ("over", "#bf8700", "refused: more than it can serve"),
+    ("over", "#bf8700", "refused: too many at once"),
     ("dead", "#cf222e", "to the dead dependency"),
 )
 
@@ -121,9 +121,10 @@ def draw(stories: Sequence[Story]) -> ET.Element:
     # A card of its own colour: the text is readable whatever the page's background is.
     card = {"rx": "14", "fill": "#ffffff", "stroke": "#d0d7de"}
     _box(svg, 1, 1, _WIDTH - 2, height - 2, **card)
-    for number, (_, colour, name) in enumerate(_OUTCOMES):
-        _box(svg, _LEFT + 210 * number, 26, 12, 12, fill=colour)
-        _text(svg, _LEFT + 18 + 210 * number, 37, name)
+    for (_, colour, name), left in zip(_OUTCOMES, (0, 90, 330), strict=True):
+        _box(svg, _LEFT + left, 26, 12, 12, fill=colour)
+        _text(svg, _LEFT + left + 18, 37, name)
+    _text(svg, _WIDTH - _RIGHT, 37, f"calls a second; it is well from 0 s on, and serves {_CAPACITY}", anchor="end")
     for number, story in enumerate(stories):
         bottom = _TOP + number * (_PANEL + _GAP) + _PANEL
         _text(svg, _LEFT, bottom - _PANEL - 8, str(story), weight="600")
@@ -141,7 +142,7 @@ def draw(stories: Sequence[Story]) -> ET.Element:
         _line(svg, _LEFT, bottom, _WIDTH - _RIGHT, bottom)
         healed = _LEFT - first * step
         _line(svg, healed, bottom - _PANEL, healed, bottom)
-    for second in range(first - first % 20, last + 1, 20):
+    for second in range(first - first % -20, last, 20):
         _text(svg, _LEFT + (second - first) * step, height - _BOTTOM + 18, f"{second} s", anchor="middle")
     return svg
 
