@@ -164,7 +164,7 @@ def ask_again_later(request: CircuitRequest, error: ParkingError) -> None:
     Leave a message unacknowledged and bring it to the gate again after a while.
     """
     pause = request.pause = min(request.pause * 2 or _FIRST_PAUSE, _LONGEST_PAUSE)
-    logger.error("Task %s[%s] cannot be held: %s; asking again in %g s", request.name, request.id, error, pause)
+    logger.error("Task %s[%s] stays unacknowledged: %s; asking again in %g s", request.name, request.id, error, pause)
     integration_of(request.app).call_later(pause, _ask_again, (request,))
 
 
