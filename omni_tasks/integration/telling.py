@@ -109,9 +109,9 @@ class StateWriter:
         if writes and request.task.backend is self._app.backend and not self.answers():
             raise ParkingError("the result backend does not answer, and nobody would hear how the task ended")
 
-    def stop_waiting(self) -> None:
+    def ask_at_once(self) -> None:
         """
-        Ask the backend again at the next occasion, however slow it was.
+        Leave the backend alone no longer, however slow it was.
         """
         self._away_until_monotonic = 0.0
 
