@@ -147,15 +147,20 @@ class Lot:
             moved += self._move(circuit, entries, ticket, first=first)
         return moved
 
-    def unpark_due(self, circuit: str) -> int:
+    def unpark_due(self, circuit: str, *, may: Callable[[], bool]) -> int:
         """
         Move the tasks back whose deadline has passed, with the ticket ``DUE``: nobody has paid for their starts.
+
+        Args:
+            circuit: Key of the circuit they wait for.
+
+            may: Asked where there are any, whether they may leave.
 
         Returns:
             How many were moved by this call.
         """
         entries = cast("list[bytes]", self._due(keys=[self._deadlines(circuit)], args=[_MOVE_AT_ONCE]))
-        return self._move(circuit, entries, DUE, first=True)
+        return self._move(circuit, entries, DUE, first=True) if entries and may() else 0
 
     def unpark_if(
         self,

@@ -97,14 +97,15 @@ def _let_go_unpaid(integration: Integration, circuit: str, *, sweep: bool) -> in
     """
     Move the tasks that nobody waits for any more: those whose time is over, and the revoked ones among the first.
     """
-    lot = integration.lot
+    # While nobody can be told how they ended they would fill the workers' prefetch.
+    lot, may = integration.lot, integration.states.answers
     if isinstance(lot, HoldingQueues):
-        return lot.unpark_unwanted(circuit, integration.revoked.among, soon=False) if sweep else 0
+        return lot.unpark_unwanted(circuit, integration.revoked.among, soon=False) if sweep and may() else 0
     if not isinstance(lot, Lot):
         # There they leave in their turn.
         return 0
-    moved = lot.unpark_due(circuit)
-    if sweep and integration.revoked.any():
+    moved = lot.unpark_due(circuit, may=may)
+    if sweep and integration.revoked.any() and may():
         # A revoked one must not be what the circuit waits for as its probe.
         moved += lot.unpark_if(circuit, integration.revoked.among, among=_LOOKED_AT)
     return moved

@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 #: Seconds before the first new attempt to park, and the longest between two.
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 
-#: How long a worker that stops goes on trying to park what is only in its memory, in seconds.
-_LAST_SECONDS = 5.0
+#: How long a worker that stops goes on trying to park what is only in its memory, in seconds; all of it together.  The
+#: last try and the telling may take as long again, and its supervisor may not wait.
+_LAST_SECONDS = 2.0
 
 
 def hold(
@@ -148,15 +149,22 @@ def give_up_what_waits(integration: Integration) -> None:
     Try for a last few seconds, then end what is only in this worker's memory.
     """
     deadline = time.monotonic() + _LAST_SECONDS
-    while integration.unparked:
+    while integration.unparked and time.monotonic() < deadline:
         waiting = integration.unparked.popleft()
-        if waiting.try_now():
-            continue
-        if time.monotonic() >= deadline:
-            waiting.request.end_unheld()
-        else:
+        if not waiting.try_now():
             integration.unparked.append(waiting)
             time.sleep(_FIRST_PAUSE / len(integration.unparked))
+    left = [waiting.request for waiting in integration.unparked]
+    if not left:
+        return
+    fail = sum(request.acknowledged for request in left)
+    logger.warning(
+        "%d tasks could not be held: the broker delivers %d again, %d fail", len(left), len(left) - fail, fail
+    )
+    # What was too slow a moment ago is asked once more: there is no later.
+    integration.states.ask_at_once()
+    for request in left:
+        request.end_unheld()
 
 
 def ask_again_later(request: CircuitRequest, error: ParkingError) -> None:
@@ -164,7 +172,7 @@ def ask_again_later(request: CircuitRequest, error: ParkingError) -> None:
     Leave a message unacknowledged and bring it to the gate again after a while.
     """
     pause = request.pause = min(request.pause * 2 or _FIRST_PAUSE, _LONGEST_PAUSE)
-    logger.error("Task %s[%s] cannot be held: %s; asking again in %g s", request.name, request.id, error, pause)
+    logger.error("Task %s[%s] stays unacknowledged: %s; asking again in %g s", request.name, request.id, error, pause)
     integration_of(request.app).call_later(pause, _ask_again, (request,))
 
 

@@ -77,12 +77,25 @@ class CircuitRequest(EndingRequest):
 
     def revoked(self) -> bool:
         """
-        Whether it was revoked or has expired, and is acknowledged: Celery asks here, too, before the gate.
+        Whether it was revoked or has expired, and must not run: Celery asks here, too, before the gate and after it.
+
+        It is acknowledged then, or will be as soon as somebody can be told.
         """
-        ended = bool(super().revoked())
+        try:
+            ended = bool(super().revoked())
+        except ParkingError as error:
+            # Before the gate it is not yet among those that a lost connection takes away.
+            state.task_reserved(self)
+            ask_again_later(self, error)
+            return True
         if ended and HOLDS_HEADER in self._request_dict:
             stop_waiting(self)
         return ended
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001 - Celery's own signature
+        if self.is_guarded and not terminated:
+            integration_of(self._app).states.ensure_can_end(self)
+        super()._announce_revoked(reason, terminated, signum, expired)
 
     def enter(self, pool: Any) -> None:
         """

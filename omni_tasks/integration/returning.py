@@ -49,7 +49,7 @@ def ends_on_return(request: CircuitRequest) -> bool:
         Whether it was ended, and acknowledged.
 
     Raises:
-        ParkingError: Whether it was revoked cannot be told now.
+        ParkingError: Whether it was revoked cannot be told now, or nobody can be told how it ended.
     """
     headers = request.request_dict
     if HOLDS_HEADER not in headers:
@@ -83,6 +83,7 @@ def _end(request: CircuitRequest) -> bool:
         _expire(request)
     elif longest:
         error = HoldExpiredError(str(request.request_dict.get(CIRCUIT_HEADER)), time.time() - held_since)
+        integration_of(request.app).states.ensure_can_end(request)
         end = _bury if _how(request) == "dead_letter" else _fail
         end(request, error)
     else:

@@ -4,16 +4,22 @@ How a held task ends that never gets its turn: it expires, is revoked, or has wa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery import Signature
+from celery import Celery, Signature
+from celery.exceptions import TaskRevokedError
+from celery.result import AsyncResult
 
 from omni_tasks import HoldExpiredError
+from omni_tasks.embedded import start_server
+from omni_tasks.integration.lot import Lot
 from tests.acceptance.conftest import Stage
 from tests.support.eventually import eventually
 from tests.support.worker import ROOT
@@ -79,6 +85,46 @@ def test_a_task_held_for_too_long_fails_and_says_so(stage_on: Callable[..., Stag
     assert caught.value.held_for >= 2
     eventually(lambda: play.told() == "HoldExpiredError", within=10, what="link_error")
     assert play.held() == 0
+
+
+@pytest.mark.parametrize("how", ["frozen", "killed"])
+def test_how_a_held_task_ended_is_told_when_the_result_backend_is_back(stage: Callable[..., Stage], how: str) -> None:
+    """Held for too long, expired or revoked while nobody can be told: the worker stays well, none runs, each ends."""
+    play = stage()
+    play.breaker.force_open()
+    with start_server(data_dir=play.folder) as backend, contextlib.ExitStack() as stack:
+        reader = Celery("reader", backend=backend.url, set_as_current=False)
+        stack.callback(reader.close)
+        urls = {"TEST_RESULT_BACKEND": backend.url, "TEST_BACKEND_PAUSE": "3"}
+        worker = play.worker(environment={**urls, "OMNI_MAX_HOLD": "5"})
+        # More than the worker takes ahead.
+        sent = [*play.send("plain", 10), *play.send("plain", 10, expires=4)]
+        stamped = play.app.signature("tests.support.app.plain")
+        stamped.stamp(batch="b1")
+        sent += [stamped.apply_async() for _ in range(10)]
+        play.results += sent[-10:]
+        eventually(lambda: play.held() == 30, within=10, what="all held")
+        (backend.pause if how == "frozen" else backend.kill)()
+        sent[-1].revoke_by_stamped_headers({"batch": ["b1"]})
+        eventually(lambda: "Result backend left alone" in worker.log, within=15, what="their time is over")
+        began = time.monotonic()
+        [later] = play.send("nested")
+        eventually(lambda: f"{later.id}] held" in worker.log, within=5, what="a fresh task is taken up, and held")
+        while time.monotonic() < began + 5:
+            assert play.app.control.ping(timeout=5, limit=1)
+        # Those that had left already come to the gate, or are discarded before it.
+        assert isinstance(play.lot, Lot)
+        assert play.lot.unpark_due("dep", may=lambda: True) >= 20
+        eventually(lambda: worker.log.count("] stays unacknowledged") >= 10, within=5, what="they are not ended")
+        assert play.app.control.ping(timeout=5, limit=1)
+        (backend.resume if how == "frozen" else backend.restart)()
+        results = [AsyncResult(one.id, app=reader) for one in sent]
+        eventually(lambda: all(result.ready() for result in results), within=20, what="all have ended")
+        ends = [type(result.result) for result in results]
+        assert ends == [HoldExpiredError] * 10 + [TaskRevokedError] * 20
+        assert play.dependency.calls() == []
+        # Stopped while its backend still answers.
+        worker.stop()
 
 
 @either_broker

@@ -4,6 +4,8 @@ What the gate promises when something around it is slow, away, or stops.
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -131,6 +133,43 @@ def test_a_task_that_cannot_be_held_ends_in_a_declared_state(
             assert (result.state, type(result.result)) == ("FAILURE", ParkingError)
         app.close()
         worker.stop()
+
+
+@pytest.mark.skipif(not RECONNECTS, reason="this Celery hears nothing of its children after it lost the broker")
+@pytest.mark.parametrize("how", ["gone", "mute"])
+def test_a_warm_shutdown_waits_once_for_all_that_cannot_be_held(stage: Callable[..., Stage], how: str) -> None:
+    """Eight tasks have run, and their lot is away: SIGTERM ends the worker within five seconds, none without a word."""
+    play = stage()
+    # Without a limit kombu itself, and the worker with it, waits for a mute Redis for as long as that takes.
+    play.transport = {"socket_timeout": 1, "socket_connect_timeout": 1}
+    with start_server() as elsewhere, contextlib.ExitStack() as stack:
+        CircuitBreaker(play.breaker.config, store=open_store(elsewhere.url, prefix=play.prefix)).force_open()
+        urls = {"TEST_RESULT_BACKEND": elsewhere.url, "OMNI_REDIS_URL": elsewhere.url}
+        worker = play.worker(environment=urls, concurrency=8)
+        reader = Celery("reader", backend=elsewhere.url, set_as_current=False)
+        early, late = play.send("nested", 4, args=[5.0]), play.send("nested_late", 4, args=[5.0])
+        results = [AsyncResult(task.id, app=reader) for task in early]
+        eventually(lambda: worker.log.count("] received") == 8, within=3, what="all run")
+        port = play.server.port
+        play.server.kill()
+        ids = {task.id for task in (*early, *late)}
+        eventually(lambda: all(f"{one}] cannot be held" in worker.log for one in ids), within=10, what="all tried")
+        began = time.monotonic()
+        worker.process.terminate()
+        if how == "mute":
+            # From the first of the last tries on, whoever connects is left without an answer.
+            eventually(lambda: "cannot be held" in worker.log.partition("Warm shutdown")[2], within=5, what="it tries")
+            stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        worker.process.wait(timeout=40)
+        took = time.monotonic() - began
+        stack.close()
+        # For the clients that are still subscribed.
+        play.server.restart()
+        print(f"ended after {took:.2f} s")  # noqa: T201 - the figure
+        assert took < 5
+        assert "8 tasks could not be held: the broker delivers 4 again, 4 fail" in worker.log
+        assert [(result.state, type(result.result)) for result in results] == [("FAILURE", ParkingError)] * 4
+        reader.close()
 
 
 @pytest.mark.parametrize(

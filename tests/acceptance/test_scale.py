@@ -150,7 +150,7 @@ def test_a_broker_that_takes_nothing_holds_up_nobody(stage: Callable[..., Stage]
     results = _send(play, 20)
     node.control("set_vm_memory_high_watermark", "0.000001")
     worker = play.worker(concurrency=2)
-    eventually(lambda: worker.log.count("cannot be held: RabbitMQ: TimeoutError") >= 3, within=60, what="it was tried")
+    eventually(lambda: worker.log.count("unacknowledged: RabbitMQ: TimeoutError") >= 3, within=60, what="it was tried")
     node.control("set_vm_memory_high_watermark", "0.4")
     play.breaker.release_force()
     for result in results:

@@ -18,6 +18,7 @@ from kombu import Queue  # type: ignore[attr-defined] # it is lazy
 from kombu.message import Message
 
 from omni_tasks import CircuitBreakerTask, get_circuit_breaker_manager, init_app
+from omni_tasks.integration import telling
 from omni_tasks.integration.holding import HoldingQueues
 from omni_tasks.integration.ledger import Ledger
 from omni_tasks.integration.lot import Lot
@@ -226,6 +227,13 @@ def nested(self: Task, seconds: float = 0.0) -> int:
     return int(getattr(self.request, "omni_holds", 0))
 
 
+@app.task(base=CircuitBreakerTask, circuit="outer", bind=True, max_retries=0, acks_late=True)
+def nested_late(self: Task, seconds: float) -> None:
+    """Sleep, then call the dependency through its own circuit; acknowledged when done."""
+    time.sleep(seconds)
+    get_circuit_breaker_manager().call("dep", dependency.call, self.request.id)
+
+
 @app.task(base=CircuitBreakerTask, circuit="dep", circuit_key=lambda model: model, bind=True, max_retries=0)
 def keyed(self: Task, model: str) -> str:
     """Call the dependency for one of its models; the model ``well`` never fails."""
@@ -355,6 +363,10 @@ if "TEST_SLOW_RETRY" in os.environ:
         return _mark_as_retry(*arguments, **options)
 
     type(app.backend).mark_as_retry = staticmethod(_mark_slowly)
+
+
+if "TEST_BACKEND_PAUSE" in os.environ:
+    telling._PAUSE = float(os.environ["TEST_BACKEND_PAUSE"])
 
 
 if os.environ.get("TEST_BROKEN_GATE"):
