@@ -31,6 +31,9 @@ __all__ = ["check", "warnings"]
 
 logger = logging.getLogger(__name__)
 
+#: How a configuration names our own way to fetch.
+OURS = f"{Transport.__module__}:{Transport.__name__}"
+
 
 def check(integration: Integration) -> None:
     """
@@ -44,6 +47,7 @@ def check(integration: Integration) -> None:
     open_sinks(settings)
     if not settings.enable_resilience:
         return
+    _check_fetch(integration.app)
     # Refuses settings under which no task can be held.
     _ = integration.lot
     for circuit in settings.pause_queues.values():
@@ -54,6 +58,13 @@ def check(integration: Integration) -> None:
     manager.get_all_metrics()
     if manager.degraded:
         log.error("omni_redis_url_unreachable", redis_url=redacted(str(settings.redis_url)))
+
+
+def _check_fetch(app: Celery) -> None:
+    connection = app.connection_for_read()
+    scheme = str([*connection.alt, app.conf.broker_read_url][0]).partition("://")[0]
+    if connection.transport_cls == OURS and scheme not in {"redis", "rediss"}:
+        raise ConfigurationError("broker_transport", OURS, f"left out with a {scheme}:// broker: it is Redis's")
 
 
 def _check_circuit(integration: Integration, option: str, circuit: str) -> None:
@@ -148,11 +159,17 @@ def _of_broker(app: Celery) -> list[str]:
             "broker_transport_options has no confirm_publish: what retry() and delay() publish is lost when "
             "RabbitMQ dies before it has written it"
         )
+    if scheme == OURS and len(connection.alt) > 1:
+        # kombu's Connection.switch() goes by the scheme of the next URL.
+        found.append(
+            "broker_url names several brokers: from the second on kombu fetches in its own way, and a worker that is "
+            "killed loses what it has not noted yet"
+        )
     # Over a Unix socket the URL's own word for the transport counts, and nothing else can be named.
     if scheme in {"redis", "rediss"} and not connection.uri_prefix:
         found.append(
             "broker_transport is kombu's: a worker that is killed loses what it has taken off its list in Redis and "
-            f"not noted yet; {Transport.__module__}:{Transport.__name__} notes it in the same step"
+            f"not noted yet; {OURS} notes it in the same step"
         )
     return found
 

@@ -19,7 +19,7 @@ from omni_tasks.integration.returning import longest_hold
 from omni_tasks.store.schema import hold_key
 
 if TYPE_CHECKING:
-    from omni_tasks.integration.request import CircuitRequest
+    from omni_tasks.integration.ending import EndingRequest
 
 __all__ = ["drop_if_equal_waits", "stop_waiting"]
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _LONGEST = 30 * 86_400.0
 
 
-def drop_if_equal_waits(request: CircuitRequest) -> bool:
+def drop_if_equal_waits(request: EndingRequest) -> bool:
     """
     End a refused task where another of its ``hold_key`` waits already; else claim the key for it.
 
@@ -52,21 +52,19 @@ def drop_if_equal_waits(request: CircuitRequest) -> bool:
     return True
 
 
-def stop_waiting(request: CircuitRequest) -> None:
+def stop_waiting(request: EndingRequest) -> None:
     """
     Let the next of its ``hold_key`` be held, now that this one has left the gate.
     """
-    key, client = _key_of(request), integration_of(request.app).store_client
-    if key is None or client is None:
-        return
     try:
-        if client.get(key) == request.id.encode():
+        key, client = _key_of(request), integration_of(request.app).store_client
+        if key is not None and client is not None and client.get(key) == request.id.encode():
             client.delete(key)
-    except (redis.RedisError, OSError) as error:
-        logger.warning("The hold_key of %s[%s] stays claimed: %s", request.name, request.id, error)
+    except Exception as error:  # noqa: BLE001 - whatever the application's own key function raises, the task goes its way
+        logger.warning("The hold_key of %s[%s] stays claimed: %r", request.name, request.id, error)
 
 
-def _key_of(request: CircuitRequest) -> str | None:
+def _key_of(request: EndingRequest) -> str | None:
     own = inspect.getattr_static(request.task, "hold_key", None)
     # A function given to the decorator has become an attribute of the class, but is no method.
     own = own.__func__ if isinstance(own, staticmethod) else own

@@ -23,6 +23,7 @@ from omni_tasks.breaker import CircuitBreaker
 from omni_tasks.core.model import Permit, Settlement
 from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report
 from omni_tasks.errors import CircuitOpenError, OmniTasksError, ParkingError
+from omni_tasks.integration.coalescing import drop_if_equal_waits
 from omni_tasks.integration.held import CIRCUIT_HEADER
 from omni_tasks.integration.install import Integration, integration_of
 from omni_tasks.integration.mover import let_others_follow
@@ -175,9 +176,25 @@ class EndingRequest(Request):
 
     def _hold_again(self, circuit: str, refusal: CircuitOpenError, *, failed: bool) -> None:
         self.held = True
+        if self._an_equal_waits():
+            return
         # A circuit that only the child knows cannot be waited for here; the task's own will do.
         breaker = self._integration.manager.find(circuit) or self._integration.manager.get(str(self.task.circuit))
         hold_until_parked(self, breaker.key, refusal, behind=failed)
+
+    def _an_equal_waits(self) -> bool:
+        """
+        End a task that need not be held again, because another of its ``hold_key`` was held while it ran.
+        """
+        waited_for, self.ack_at_end = self.ack_at_end, False
+        try:
+            if drop_if_equal_waits(self):
+                return True
+        except Exception as error:  # noqa: BLE001 - the application's own key function, too
+            # One too many is the smaller evil.
+            logger.warning("Whether another %s is held cannot be told: %r", self.name, error)
+        self.ack_at_end = waited_for
+        return False
 
     def end_run(self) -> None:
         """

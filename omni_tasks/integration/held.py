@@ -20,6 +20,7 @@ __all__ = [
     "HELD_SINCE_HEADER",
     "HOLDS_HEADER",
     "NO_LIMITS",
+    "OURS",
     "REPLAYED",
     "SUCCEEDS_HEADER",
     "TICKET_HEADER",
@@ -31,7 +32,8 @@ __all__ = [
     "whole",
 ]
 
-#: Our own header keys.  Everything else in a message stays as it was.
+#: Our own header keys, and how all of them begin.  Everything else in a message stays as it was.
+OURS = "omni_"
 CIRCUIT_HEADER = "omni_circuit"
 HOLDS_HEADER = "omni_holds"
 HELD_SINCE_HEADER = "omni_held_since"

@@ -59,38 +59,53 @@ def move_held_tasks(integration: Integration, *, sweep: bool = False) -> int:
 
     Returns:
         How many were moved.
+
+    Raises:
+        ParkingError: The broker did not take some; those of other circuits have been seen to all the same.
     """
-    moved = 0
-    manager, lot = integration.manager, integration.lot
-    also = (*manager.configured(), *integration.ramping) if sweep else ()
-    circuits = dict.fromkeys([*lot.holding(), *also])
-    for circuit, held in lot.counts(circuits).items():
-        if not manager.enabled:
-            # Nobody holds tasks any more: those that wait leave, in handfuls.
-            moved += lot.unpark(circuit, min(held, _UNGUARDED_AT_ONCE), "")
-            continue
-        breaker = manager.find(circuit)
-        if breaker is None:
-            moved += _return_strays(integration, circuit, held) if sweep else 0
-            continue
-        moved += _let_go_unpaid(integration, circuit, sweep=sweep) if held else 0
-        answer = breaker.draw(held)
-        (integration.ramping.add if answer.ramping else integration.ramping.discard)(circuit)
-        # While the store is away the answer is this process's own circuit's, which knows nothing:
-        # held stays held.  Asking goes on all the same, or nobody would notice the store's return.
-        if answer.count and not manager.degraded:
-            probing = answer.state is not CircuitState.CLOSED
-            if probing and isinstance(lot, HoldingQueues):
-                moved += lot.unpark_unwanted(circuit, integration.revoked.among, soon=True)
-            if probing and isinstance(lot, Lot | HoldingQueues) and _good_probes(integration.app):
-                best = functools.partial(_best_probes, integration, answer.count)
-                count = lot.unpark_if(circuit, best, among=_LOOKED_AT, ticket=answer.ticket)
-            else:
-                # Along the ramp they queue up with new tasks, and with those of other circuits.
-                count = lot.unpark(circuit, answer.count, answer.ticket, first=probing)
-            signals.task_released.send(sender=circuit, count=count)
-            moved += count
+    moved, trouble = 0, []
+    also = (*integration.manager.configured(), *integration.ramping) if sweep else ()
+    circuits = dict.fromkeys([*integration.lot.holding(), *also])
+    for circuit, held in integration.lot.counts(circuits).items():
+        try:
+            moved += _let_go(integration, circuit, held, sweep=sweep)
+        except ParkingError as error:
+            # As where the queue of its tasks is gone: that is not the other circuits' trouble.
+            trouble.append(error)
+    if trouble:
+        raise trouble[0]
     return moved
+
+
+def _let_go(integration: Integration, circuit: str, held: int, *, sweep: bool) -> int:
+    """
+    Move as many of one circuit's held tasks as it allows.
+    """
+    manager, lot = integration.manager, integration.lot
+    if not manager.enabled:
+        # Nobody holds tasks any more: those that wait leave, in handfuls.
+        return lot.unpark(circuit, min(held, _UNGUARDED_AT_ONCE), "")
+    breaker = manager.find(circuit)
+    if breaker is None:
+        return _return_strays(integration, circuit, held) if sweep else 0
+    moved = _let_go_unpaid(integration, circuit, sweep=sweep) if held else 0
+    answer = breaker.draw(held)
+    (integration.ramping.add if answer.ramping else integration.ramping.discard)(circuit)
+    # While the store is away the answer is this process's own circuit's, which knows nothing:
+    # held stays held.  Asking goes on all the same, or nobody would notice the store's return.
+    if not answer.count or manager.degraded:
+        return moved
+    probing = answer.state is not CircuitState.CLOSED
+    if probing and isinstance(lot, HoldingQueues):
+        moved += lot.unpark_unwanted(circuit, integration.revoked.among, soon=True)
+    if probing and isinstance(lot, Lot | HoldingQueues) and _good_probes(integration.app):
+        best = functools.partial(_best_probes, integration, answer.count)
+        count = lot.unpark_if(circuit, best, among=_LOOKED_AT, ticket=answer.ticket)
+    else:
+        # Along the ramp they queue up with new tasks, and with those of other circuits.
+        count = lot.unpark(circuit, answer.count, answer.ticket, first=probing)
+    signals.task_released.send(sender=circuit, count=count)
+    return moved + count
 
 
 def _let_go_unpaid(integration: Integration, circuit: str, *, sweep: bool) -> int:

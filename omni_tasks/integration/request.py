@@ -130,8 +130,6 @@ class CircuitRequest(EndingRequest):
             refusal = breaker.refusal(admission) if admission.refused else None
             if refusal is None or answers:
                 self._carry(Decision(breaker.key, admission.permit, refusal))
-                if HOLDS_HEADER in self._request_dict:
-                    stop_waiting(self)
                 return True
             if drop_if_equal_waits(self):
                 return False
@@ -215,12 +213,16 @@ def _run_in_slot(
 
 def _passes(request: CircuitRequest) -> bool:
     try:
-        return request.pass_gate()
+        passes = request.pass_gate()
     except Exception:
         # Anything that left the gate would stop this worker, and the next one that gets the
         # message.  The child asks the circuit again before it runs the body.
         logger.exception("The gate failed for %s[%s]; the task goes on without it", request.name, request.id)
-        return True
+        passes = True
+    if passes and HOLDS_HEADER in request.request_dict:
+        # However it passed, with a permit or because nobody asks for one any more: it waits no longer.
+        stop_waiting(request)
+    return passes
 
 
 def _recorded(on_success: Callable[..., Any]) -> Callable[..., Any]:

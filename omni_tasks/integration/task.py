@@ -30,7 +30,7 @@ from omni_tasks.events import span_event
 from omni_tasks.fallback import Fallback
 from omni_tasks.guarded import failed_probe_behind, watching_probes
 from omni_tasks.integration.decision import Decision
-from omni_tasks.integration.held import HOLDS_HEADER, whole
+from omni_tasks.integration.held import HOLDS_HEADER, OURS, whole
 from omni_tasks.integration.install import init_app, integration_of
 from omni_tasks.keyed import Key
 
@@ -206,6 +206,8 @@ def _held_or_retried(retry: Callable[..., Any]) -> Callable[..., Any]:
                 raise cause
             if self.probe_failure == "hold" and failed_probe_behind(cause):
                 raise cause
+        # Celery sends the headers of this run along.  The retry has not been held yet.
+        self.request.headers = {k: v for k, v in (self.request.headers or {}).items() if not k.startswith(OURS)} or None
         return retry(self, *args, **kwargs)
 
     return around

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -197,6 +198,70 @@ def test_equal_held_tasks_are_held_once(stage_on: Callable[..., Stage], broker: 
 
 
 @either_broker
+def test_a_probe_that_failed_waits_only_where_no_equal_does(stage_on: Callable[..., Stage], broker: str) -> None:
+    """Of tasks with an equal hold_key one waits, also when the next is held while the first finds it is down."""
+    play = stage_on(broker, recovery_timeout=0.5)
+    play.worker()
+    play.trip()
+    play.dependency.set(up=False, delay=0.5)
+    results = play.send("refresh", args=["Bonn"])
+    for _ in range(3):
+        probed = len(play.dependency.calls())
+        eventually(partial(_has_called, play, probed + 1), within=20, what="a probe runs")
+        results += play.send("refresh", args=["Bonn"])
+    play.breaker.force_open()
+
+    def one_waits() -> bool:
+        return [result.state for result in results].count("REVOKED") == len(results) - 1 and play.held() == 1
+
+    eventually(one_waits, within=20, what="one waits, the others have ended")
+    play.dependency.set(up=True)
+    play.breaker.release_force()
+    eventually(lambda: [result.state for result in results].count("SUCCESS") == 1, within=20, what="it has run")
+
+
+@either_broker
+def test_a_task_that_ran_without_a_gate_keeps_none_of_its_hold_key_out(
+    stage_on: Callable[..., Stage], broker: str
+) -> None:
+    """What was held and let go by a worker with resilience switched off waits no longer: the next is held, and runs."""
+    play = stage_on(broker)
+    play.breaker.force_open()
+    worker = play.worker()
+    [first] = play.send("refresh", args=["Bonn"])
+    eventually(lambda: play.held() == 1, within=10, what="held")
+    worker.stop()
+    worker = play.worker(environment={"ENABLE_RESILIENCE": "false"})
+    assert first.get(timeout=20) == "Bonn"
+    worker.stop()
+    play.worker()
+    [later] = play.send("refresh", args=["Bonn"])
+    eventually(lambda: play.held() == 1, within=10, what="the next is held")
+    play.breaker.release_force()
+    assert later.get(timeout=20) == "Bonn"
+
+
+@either_broker
+def test_a_retry_has_not_been_held_yet(stage_on: Callable[..., Stage], broker: str) -> None:
+    """A task that was held, ran, and is retried for real may wait as long as any other, from its own start on."""
+    play = stage_on(broker, failure_threshold=1000)
+    play.breaker.force_open()
+    play.worker()
+    play.send("manual_retry")
+    eventually(lambda: play.held() == 1, within=10, what="held")
+    [before] = play.lot.list("dep")
+    play.dependency.set(up=False, delay=0.5)
+    play.breaker.release_force()
+    eventually(play.dependency.calls, within=20, what="it runs")
+    play.breaker.force_open()
+    eventually(lambda: play.held() == 1, within=20, what="its retry is held")
+    [after] = play.lot.list("dep")
+    assert after.task_id == before.task_id
+    assert after.holds == 1
+    assert after.held_since > before.held_since
+
+
+@either_broker
 @pytest.mark.parametrize("expires", [2, None], ids=["expired", "revoked"])
 def test_a_task_that_ended_while_held_keeps_none_of_its_hold_key_out(
     stage_on: Callable[..., Stage], broker: str, expires: int | None
@@ -230,6 +295,10 @@ def test_a_good_probe_goes_first(stage_on: Callable[..., Stage], broker: str) ->
     before = len(play.dependency.calls())
     assert cheap.get(timeout=20) == cheap.id
     assert play.dependency.calls()[before].task_id == cheap.id
+
+
+def _has_called(play: Stage, times: int) -> bool:
+    return len(play.dependency.calls()) >= times
 
 
 def say(play: Stage, command: str, **arguments: Any) -> dict[str, str]:

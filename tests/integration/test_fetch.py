@@ -8,6 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from queue import Empty
 from typing import Any
 
@@ -16,7 +17,7 @@ import redis
 from kombu import Connection, Consumer, Producer, Queue  # type: ignore[attr-defined] # they are lazy
 
 from omni_tasks.embedded import EmbeddedServer
-from omni_tasks.integration.fetch import GLANCE
+from omni_tasks.integration.fetch import REST
 from tests.support.eventually import eventually
 
 OURS = "omni_tasks.integration.fetch:Transport"
@@ -28,13 +29,13 @@ class Line:
     Two queues of a test's own, somebody who sends, and somebody who receives and acknowledges nothing.
     """
 
-    def __init__(self, url: str, transport: str, prefix: str) -> None:
+    def __init__(self, url: str, transport: str, prefix: str, **options: Any) -> None:
         """
-        Connect; every key begins with *prefix*.
+        Connect; every key begins with *prefix*, and *options* are kombu's.
         """
         self.server = redis.Redis.from_url(url, decode_responses=True)
         self.prefix = prefix
-        options = {"global_keyprefix": prefix}
+        options["global_keyprefix"] = prefix
         self.sender = Connection(url, transport_options=options).default_channel
         self.connection = Connection(url, transport=transport, transport_options=options)
         self.channel: Any = self.connection.default_channel
@@ -46,12 +47,14 @@ class Line:
         """
         Producer(self.sender).publish(body, routing_key=queue, serializer="json", **options)
 
-    def consume(self, *, no_ack: bool = False) -> None:
+    def consume(self, *names: str, no_ack: bool = False) -> Consumer:
         """
-        Begin to consume both queues.
+        Begin to consume these queues; both, where none is named.
         """
-        queues = [Queue("one"), Queue("two")]
-        Consumer(self.channel, queues, on_message=self.received.append, no_ack=no_ack).consume()
+        queues = [Queue(name) for name in names or ("one", "two")]
+        consumer = Consumer(self.channel, queues, on_message=self.received.append, no_ack=no_ack)
+        consumer.consume()
+        return consumer
 
     def ask(self) -> None:
         """
@@ -105,8 +108,8 @@ def make_line(redis_server: EmbeddedServer, key_prefix: str) -> Iterator[MakeLin
     """
     lines: list[Line] = []
 
-    def make(transport: str = OURS) -> Line:
-        lines.append(Line(redis_server.url, transport, f"{key_prefix}{len(lines)}:"))
+    def make(transport: str = OURS, **options: Any) -> Line:
+        lines.append(Line(redis_server.url, transport, f"{key_prefix}{len(lines)}:", **options))
         return lines[-1]
 
     yield make
@@ -170,18 +173,21 @@ def test_the_order_is_kombus(make_line: MakeLine, transport: str) -> None:
     assert line.noted() == set()
 
 
-@pytest.mark.parametrize("place", [("one", 0), ("two", 0), ("one", 9)], ids=["waited for", "other queue", "other list"])
-def test_a_waiting_worker_hears_of_any_list(make_line: MakeLine, place: tuple[str, int]) -> None:
+@pytest.mark.parametrize("place", [("one", 0), ("two", 0), ("one", 9)], ids=["first list", "other queue", "other list"])
+@pytest.mark.parametrize("options", [{}, {"polling_interval": 0}], ids=["", "polling_interval"])
+def test_a_resting_worker_hears_of_any_list(
+    make_line: MakeLine, options: dict[str, Any], place: tuple[str, int]
+) -> None:
     """
-    However long nothing came, what comes is taken at once, or at the next glance.
+    However long nothing came, what comes is taken when the rest is over.
     """
-    line = make_line()
+    line = make_line(**options)
     line.consume()
     line.send("first")
     line.receive(1)
     for _ in range(3):
         with pytest.raises(socket.timeout):
-            line.connection.drain_events(timeout=GLANCE)
+            line.connection.drain_events(timeout=REST)
     queue, priority = place
     began = time.monotonic()
     line.send("second", queue, priority=priority)
@@ -189,16 +195,16 @@ def test_a_waiting_worker_hears_of_any_list(make_line: MakeLine, place: tuple[st
     assert time.monotonic() - began < 1
 
 
-def test_waiting_takes_nothing(make_line: MakeLine) -> None:
+def test_a_rest_takes_nothing(make_line: MakeLine) -> None:
     """
-    What ends a wait stays where it is, until a step that notes it.
+    What comes during a rest stays where it is, until a step that notes it.
     """
     line = make_line()
     line.consume()
     cycle = line.connection.transport.cycle
     line.ask()
     [asked] = cycle.fds
-    # Nothing is there; the next question is to wait.
+    # Nothing is there; the next question is to rest.
     eventually(lambda: cycle.poller.poll(1), within=5, what="answered")
     with pytest.raises(Empty):
         cycle.on_readable(asked)
@@ -212,16 +218,80 @@ def test_waiting_takes_nothing(make_line: MakeLine) -> None:
 
 def test_what_is_never_acknowledged_is_not_noted(make_line: MakeLine) -> None:
     """
-    A consumer without acknowledgements would leave its notes for ever, and get all its messages again.
+    A consumer without acknowledgements, as every worker has for a moment at its start, would leave its notes for ever.
+
+    While there is one, all is fetched in kombu's way; then in ours again.
     """
     line = make_line()
-    line.consume(no_ack=True)
+    for_a_moment = line.consume("two", no_ack=True)
+    line.consume("one")
+    line.send("a", "two")
+    assert line.receive(1) == ["a"]
+    assert line.noted() == set()
+    for_a_moment.cancel()
+    line.send("b")
+    line.ask()
+    eventually(lambda: line.listed() == [], within=5, what="taken")
+    assert len(line.noted()) == 1
+
+
+def test_where_kombu_notes_nothing_nothing_is_noted(make_line: MakeLine) -> None:
+    """
+    Without ``ack_emulation`` nobody would ever take a note away.
+    """
+    line = make_line(ack_emulation=False)
+    line.consume()
     line.send("a")
     assert line.receive(1) == ["a"]
     assert line.noted() == set()
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"properties": {"delivery_info": 3}}'])
+def test_what_is_overdue_comes_again_to_an_idle_worker(make_line: MakeLine) -> None:
+    """
+    A worker that waits without an event loop, as one of greenlets, puts back what a dead one had.
+    """
+    line = make_line(visibility_timeout=0, unacked_restore_throttle=1)
+    line.consume()
+    line.send("a")
+    line.ask()
+    eventually(line.noted, within=5, what="taken")
+    # The one that has asked is gone, and so is its answer.
+    line.channel.client.connection.disconnect()
+    line.channel._in_poll = None
+    ends = time.monotonic() + 10
+    while not line.received and time.monotonic() < ends:
+        with suppress(socket.timeout):
+            line.connection.drain_events(timeout=1)
+    assert line.received[0].payload == "a"
+    assert line.received[0].headers["redelivered"] is True
+
+
+#: A message but for what is missing or wrong in it.
+SOUND = {"body": "YQ==", "headers": {}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        json.dumps({**SOUND, "properties": {"delivery_info": 3}}),
+        json.dumps({**SOUND, "properties": {"delivery_tag": "t", "delivery_info": {"routing_key": "one"}}}),
+        json.dumps({**SOUND, "properties": {"delivery_tag": "t", "delivery_info": {"exchange": ""}}}),
+        json.dumps(
+            {
+                **SOUND,
+                "properties": {
+                    "delivery_tag": "t",
+                    "body_encoding": "zlib",
+                    "delivery_info": {"exchange": "", "routing_key": "one"},
+                },
+            }
+        ),
+    ],
+    ids=["cut off", "list", "empty", "no information", "no exchange", "no routing key", "encoding"],
+)
 def test_what_is_no_message_ends_as_with_kombu(make_line: MakeLine, text: str) -> None:
     """
     It is taken off, fails in the same way, and stops nothing behind it.
@@ -254,4 +324,21 @@ def test_a_server_that_is_full_gives_nothing_away(make_line: MakeLine) -> None:
     finally:
         line.server.config_set("maxmemory", 0)
     assert len(line.listed()) == 1
+    assert line.receive(1) == ["a"]
+
+
+def test_a_server_that_is_full_stops_no_idle_worker(make_line: MakeLine) -> None:
+    """
+    Where nothing waits, nothing has to be written.
+    """
+    line = make_line()
+    line.consume()
+    line.server.config_set("maxmemory", 1)
+    try:
+        for _ in range(3):
+            with pytest.raises(socket.timeout):
+                line.connection.drain_events(timeout=2 * REST)
+    finally:
+        line.server.config_set("maxmemory", 0)
+    line.send("a")
     assert line.receive(1) == ["a"]

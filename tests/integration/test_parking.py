@@ -22,6 +22,7 @@ from celery.canvas import Signature
 from kombu.entity import Exchange, Queue
 from kombu.message import Message
 
+from omni_tasks import init_app
 from omni_tasks.embedded import EmbeddedServer
 from omni_tasks.errors import ParkingError
 from omni_tasks.integration import store_lot
@@ -29,8 +30,10 @@ from omni_tasks.integration.amqp import AmqpCarrier
 from omni_tasks.integration.eta import ETA_HEADER, EtaQueue
 from omni_tasks.integration.held import DUE, SUCCEEDS_HEADER, TICKET_HEADER, Limits, Parking
 from omni_tasks.integration.holding import DEADLINE_HEADER, QUORUM, HoldingQueues
+from omni_tasks.integration.install import integration_of
 from omni_tasks.integration.ledger import Arrival, Ledger
 from omni_tasks.integration.lot import Lot
+from omni_tasks.integration.mover import move_held_tasks
 from omni_tasks.integration.store_lot import StoreLot
 from omni_tasks.integration.virtual import StampStep
 from tests.support.eventually import eventually
@@ -471,6 +474,27 @@ def test_a_task_whose_queue_is_gone_keeps_nobody_waiting(make_yard: MakeYard, ki
     assert yard.place.unpark("dep", 1, "gen:1") == 1
     assert len(yard.receive(1)) == 1
     assert yard.place.counts(["dep"]) == {"dep": 1}
+
+
+def test_one_circuits_missing_queue_holds_up_no_other(make_yard: MakeYard) -> None:
+    """A mover says what it cannot move, and sees to the circuits behind it in the same look."""
+    yard = make_yard("rabbitmq")
+    init_app(yard.app, circuits={"dep": {}, "later": {}})
+    lost = Queue(f"{yard.name}-lost", routing_key=f"{yard.name}-lost")
+    lost(yard.channel).declare()
+    yard.app.send_task("work", queue=lost)
+    yard.app.send_task("work")
+    assert yard.consume(lost, expect=1, then=functools.partial(_park, yard)) == 1
+    [message] = yard.receive(1)
+    yard.place.park("later", message, 1.0)
+    lost(yard.channel).delete()
+    try:
+        with pytest.raises(ParkingError, match="-lost"):
+            move_held_tasks(integration_of(yard.app))
+        assert yard.place.counts(["dep", "later"]) == {"dep": 1, "later": 0}
+        assert len(yard.receive(1)) == 1
+    finally:
+        yard.channel.queue_delete(f"{yard.app.main}:held:later")
 
 
 def test_a_held_task_outlives_its_own_expiration(make_yard: MakeYard) -> None:

@@ -192,6 +192,25 @@ def test_a_good_application_is_warned_of_nothing(redis_server: EmbeddedServer) -
     assert warnings(integration_of(app)) == []
 
 
+def test_our_fetch_is_said_to_end_at_the_second_broker(redis_server: EmbeddedServer) -> None:
+    """Kombu takes the transport of the next broker from its URL."""
+    app = _app(redis_server.url, circuit="dep", time_limit=60)
+    app.conf.broker_url = [redis_server.url, redis_server.url]
+    app.conf.broker_transport = "omni_tasks.integration.fetch:Transport"
+    check(integration_of(app))
+    [line] = warnings(integration_of(app))
+    assert line.startswith("broker_url names several brokers")
+
+
+@pytest.mark.parametrize("url", ["amqp://guest@127.0.0.1/", "sentinel://127.0.0.1:26379"])
+def test_our_fetch_is_for_redis_only(redis_server: EmbeddedServer, url: str) -> None:
+    """On any other broker the start is refused, in one line."""
+    app = _app(url, circuit="dep")
+    app.conf.broker_transport = "omni_tasks.integration.fetch:Transport"
+    init_app(app, redis_url=redis_server.url)
+    assert _refusal(app).startswith("broker_transport must be left out with a ")
+
+
 def test_publishing_without_confirmation_is_warned_of() -> None:
     """On RabbitMQ."""
     app = _app("amqp://guest@127.0.0.1/", circuit="dep", time_limit=60)

@@ -227,6 +227,12 @@ def nested(self: Task, seconds: float = 0.0) -> int:
     return int(getattr(self.request, "omni_holds", 0))
 
 
+@app.task(base=CircuitBreakerTask, circuit="outer", bind=True, max_retries=0)
+def elsewhere(self: Task) -> str:
+    """A task of another circuit."""
+    return str(self.request.id)
+
+
 @app.task(base=CircuitBreakerTask, circuit="outer", bind=True, max_retries=0, acks_late=True)
 def nested_late(self: Task, seconds: float) -> None:
     """Sleep, then call the dependency through its own circuit; acknowledged when done."""

@@ -36,6 +36,7 @@ class Worker:
         pool: str = "prefork",
         concurrency: int = 4,
         arguments: tuple[str, ...] = (),
+        mingles: bool = False,
     ) -> None:
         """
         Start and wait until it takes tasks.
@@ -52,6 +53,8 @@ class Worker:
             concurrency: Children, threads or greenlets.
 
             arguments: More for the command line.
+
+            mingles: Whether it asks other workers at its start, as it does by default.
         """
         number = len(list(folder.glob("worker*.log"))) + 1
         self.log_path = folder / f"worker{number}.log"
@@ -61,7 +64,8 @@ class Worker:
                 [
                     sys.executable, "-m", "celery", "-A", app, "worker",
                     "--pool", pool, "--concurrency", str(concurrency),
-                    "--hostname", self.name, "--loglevel", "INFO", "--without-mingle",
+                    "--hostname", self.name, "--loglevel", "INFO",
+                    *([] if mingles else ["--without-mingle"]),
                     *arguments,
                 ],
                 output=log,

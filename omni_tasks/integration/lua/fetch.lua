@@ -18,8 +18,12 @@ for n = 3, #KEYS do
     local read, told = pcall(cjson.decode, message)
     local properties = read and type(told) == 'table' and told.properties
     local info = type(properties) == 'table' and properties.delivery_info
-    if type(info) == 'table' and type(properties.delivery_tag) == 'string' then
-      local place = cjson.encode({info.exchange or '', info.routing_key or ''})
+    -- What kombu cannot deliver, it drops with an error.  Noted, it would come back and fail for ever.
+    local sound = type(info) == 'table' and info.exchange and info.routing_key
+      and type(properties.delivery_tag) == 'string'
+      and (properties.body_encoding == nil or properties.body_encoding == cjson.null or properties.body_encoding == 'base64')
+    if sound then
+      local place = cjson.encode({info.exchange, info.routing_key})
       -- First: a server that is out of memory refuses to write this, and then the message stays on its list.
       redis.call('ZADD', KEYS[2], ARGV[1], properties.delivery_tag)
       redis.call('HSET', KEYS[1], properties.delivery_tag, '[' .. message .. ',' .. string.sub(place, 2))
