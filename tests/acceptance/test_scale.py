@@ -45,7 +45,9 @@ def test_held_tasks_cost_the_worker_nothing(
     stage: Callable[..., Stage], capsys: pytest.CaptureFixture[str], broker: str, parking: str, count: int
 ) -> None:
     """
-    With so many held: 20 MB more in the worker's parent at most, one of another circuit starts in 1 s, a warm stop takes 5.
+    With so many held: 20 MB more in the worker's parent at most, another circuit's task starts in 1 s.
+
+    A warm stop takes 5 s at most.
     """
     if broker == "rabbitmq":
         require_rabbitmq()
