@@ -70,11 +70,11 @@ class Channel(_Channel):
         (self._unnoted.add if no_ack else self._unnoted.discard)(queue)
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
-    def _brpop_start(self, timeout: float | None = None) -> None:
+    def _brpop_start(self, *args: Any, **kwargs: Any) -> None:
         queues = self._queue_cycle.consume(len(self.active_queues))
         self._looks = False
         if not queues or not self.ack_emulation or not self._unnoted.isdisjoint(queues):
-            super()._brpop_start(timeout)
+            super()._brpop_start(*args, **kwargs)
             return
         self._in_poll = self.client.connection
         # For kombu's own watch over a server that does not answer.
