@@ -62,8 +62,8 @@ def check(integration: Integration) -> None:
 
 def _check_fetch(app: Celery) -> None:
     connection = app.connection_for_read()
-    scheme = str([*connection.alt, app.conf.broker_read_url][0]).partition("://")[0]
-    if connection.transport_cls == OURS and scheme not in {"redis", "rediss"}:
+    scheme = str([*connection.alt, app.conf.broker_read_url or "amqp://"][0]).partition("://")[0]
+    if issubclass(connection.get_transport_cls(), Transport) and scheme not in {"redis", "rediss"}:
         raise ConfigurationError("broker_transport", OURS, f"left out with a {scheme}:// broker: it is Redis's")
 
 
@@ -159,7 +159,7 @@ def _of_broker(app: Celery) -> list[str]:
             "broker_transport_options has no confirm_publish: what retry() and delay() publish is lost when "
             "RabbitMQ dies before it has written it"
         )
-    if scheme == OURS and len(connection.alt) > 1:
+    if issubclass(connection.get_transport_cls(), Transport) and len(connection.alt) > 1:
         # kombu's Connection.switch() goes by the scheme of the next URL.
         found.append(
             "broker_url names several brokers: from the second on kombu fetches in its own way, and a worker that is "

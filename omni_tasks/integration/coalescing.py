@@ -57,8 +57,9 @@ def stop_waiting(request: EndingRequest) -> None:
     Let the next of its ``hold_key`` be held, now that this one has left the gate.
     """
     try:
-        key, client = _key_of(request), integration_of(request.app).store_client
-        if key is not None and client is not None and client.get(key) == request.id.encode():
+        key = _key_of(request)
+        client = integration_of(request.app).store_client if key else None
+        if key and client is not None and client.get(key) == request.id.encode():
             client.delete(key)
     except Exception as error:  # noqa: BLE001 - whatever the application's own key function raises, the task goes its way
         logger.warning("The hold_key of %s[%s] stays claimed: %r", request.name, request.id, error)

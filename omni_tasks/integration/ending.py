@@ -23,7 +23,7 @@ from omni_tasks.breaker import CircuitBreaker
 from omni_tasks.core.model import Permit, Settlement
 from omni_tasks.core.outcome import IGNORED, SUCCESS, Outcome, Report
 from omni_tasks.errors import CircuitOpenError, OmniTasksError, ParkingError
-from omni_tasks.integration.coalescing import drop_if_equal_waits
+from omni_tasks.integration.coalescing import drop_if_equal_waits, stop_waiting
 from omni_tasks.integration.held import CIRCUIT_HEADER
 from omni_tasks.integration.install import Integration, integration_of
 from omni_tasks.integration.mover import let_others_follow
@@ -226,6 +226,7 @@ class EndingRequest(Request):
         if not self.acknowledged:
             logger.warning("%s[%s] could not be held; the broker delivers it again", self.name, self.id)
             return
+        stop_waiting(self)
         error = ParkingError("acknowledged at its start; its worker stopped while it could not be held")
         logger.critical("%s[%s] is lost: %s", self.name, self.id, error)
         self._integration.states.failed(self, error)

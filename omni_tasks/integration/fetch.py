@@ -34,7 +34,7 @@ __all__ = ["Channel", "Transport"]
 
 logger = logging.getLogger(__name__)
 
-#: How long a channel rests after it has found nothing, in seconds.
+#: How long a channel rests after it has found nothing, in seconds; the server's own clock makes it up to 0.2.
 REST = 0.1
 
 #: Seconds between two looks for what nobody has acknowledged in time, as kombu's in a worker with an event loop.

@@ -41,7 +41,7 @@ from omni_tasks.integration.coalescing import drop_if_equal_waits, stop_waiting
 from omni_tasks.integration.compat import queues_in_pool
 from omni_tasks.integration.decision import DECISION_KEY, Decision
 from omni_tasks.integration.ending import EndingRequest
-from omni_tasks.integration.held import HOLDS_HEADER, SUCCEEDS_HEADER, TICKET_HEADER, Parking
+from omni_tasks.integration.held import SUCCEEDS_HEADER, TICKET_HEADER, Parking
 from omni_tasks.integration.install import integration_of
 from omni_tasks.integration.parking import ask_again_later, hold
 from omni_tasks.integration.returning import ends_on_return
@@ -88,7 +88,7 @@ class CircuitRequest(EndingRequest):
             state.task_reserved(self)
             ask_again_later(self, error)
             return True
-        if ended and HOLDS_HEADER in self._request_dict:
+        if ended:
             stop_waiting(self)
         return ended
 
@@ -219,8 +219,8 @@ def _passes(request: CircuitRequest) -> bool:
         # message.  The child asks the circuit again before it runs the body.
         logger.exception("The gate failed for %s[%s]; the task goes on without it", request.name, request.id)
         passes = True
-    if passes and HOLDS_HEADER in request.request_dict:
-        # However it passed, with a permit or because nobody asks for one any more: it waits no longer.
+    if passes:
+        # However it passed, with a permit or because nobody asks for one, held or not yet: it waits no longer.
         stop_waiting(request)
     return passes
 

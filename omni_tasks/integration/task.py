@@ -146,6 +146,16 @@ class CircuitBreakerTask(Task):
             cls.run = _guarded(run)
             cls.retry = _held_or_retried(cls.retry)
 
+    def signature_from_request(self, request: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """
+        The task again, as a retry sends it: Celery sends the headers of this run along, but the retry was never held.
+        """
+        again = super().signature_from_request(request, *args, **kwargs)
+        headers = again.options.get("headers")
+        if headers:
+            again.options["headers"] = {key: value for key, value in headers.items() if not key.startswith(OURS)}
+        return again
+
     @classmethod
     def on_bound(cls, app: Celery) -> None:
         """
@@ -206,8 +216,6 @@ def _held_or_retried(retry: Callable[..., Any]) -> Callable[..., Any]:
                 raise cause
             if self.probe_failure == "hold" and failed_probe_behind(cause):
                 raise cause
-        # Celery sends the headers of this run along.  The retry has not been held yet.
-        self.request.headers = {k: v for k, v in (self.request.headers or {}).items() if not k.startswith(OURS)} or None
         return retry(self, *args, **kwargs)
 
     return around

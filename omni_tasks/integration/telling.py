@@ -93,7 +93,8 @@ class StateWriter:
             return True
         try:
             backend.client.ping()
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+        except (redis.RedisError, OSError) as error:
+            # Whatever it says of itself, loading or out of memory: it would not take how a task ended either.
             self._leave_alone(type(error).__name__)
             return False
         return True

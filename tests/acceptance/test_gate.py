@@ -20,7 +20,7 @@ from omni_tasks.breaker import open_store
 from omni_tasks.embedded import start_server
 from tests.acceptance.conftest import Stage
 from tests.support.eventually import eventually
-from tests.support.versions import RECONNECTS
+from tests.support.versions import OUTLIVES_ITS_BROKER, RECONNECTS
 
 pytestmark = pytest.mark.acceptance
 
@@ -135,7 +135,8 @@ def test_a_task_that_cannot_be_held_ends_in_a_declared_state(
         worker.stop()
 
 
-@pytest.mark.skipif(not RECONNECTS, reason="this Celery hears nothing of its children after it lost the broker")
+@pytest.mark.skipif(not OUTLIVES_ITS_BROKER, reason="this Celery ends its worker, or hears nothing of its children")
+@pytest.mark.soak
 @pytest.mark.parametrize("how", ["gone", "mute"])
 def test_a_warm_shutdown_waits_once_for_all_that_cannot_be_held(stage: Callable[..., Stage], how: str) -> None:
     """Eight tasks have run, and their lot is away: SIGTERM ends the worker within five seconds, none without a word."""

@@ -268,6 +268,13 @@ def test_what_is_overdue_comes_again_to_an_idle_worker(make_line: MakeLine) -> N
 
 #: A message but for what is missing or wrong in it.
 SOUND = {"body": "YQ==", "headers": {}}
+PLACED = {
+    "properties": {
+        "delivery_tag": "t",
+        "body_encoding": "base64",
+        "delivery_info": {"exchange": "", "routing_key": "one"},
+    }
+}
 
 
 @pytest.mark.parametrize(
@@ -276,6 +283,8 @@ SOUND = {"body": "YQ==", "headers": {}}
         "{",
         "[]",
         "{}",
+        json.dumps({**SOUND, "body": "abcde", **PLACED}),
+        json.dumps({**SOUND, "body": 3, **PLACED}),
         json.dumps({**SOUND, "properties": {"delivery_info": 3}}),
         json.dumps({**SOUND, "properties": {"delivery_tag": "t", "delivery_info": {"routing_key": "one"}}}),
         json.dumps({**SOUND, "properties": {"delivery_tag": "t", "delivery_info": {"exchange": ""}}}),
@@ -290,7 +299,17 @@ SOUND = {"body": "YQ==", "headers": {}}
             }
         ),
     ],
-    ids=["cut off", "list", "empty", "no information", "no exchange", "no routing key", "encoding"],
+    ids=[
+        "cut off",
+        "list",
+        "empty",
+        "bad body",
+        "no text",
+        "no information",
+        "no exchange",
+        "no routing key",
+        "encoding",
+    ],
 )
 def test_what_is_no_message_ends_as_with_kombu(make_line: MakeLine, text: str) -> None:
     """

@@ -206,7 +206,8 @@ def test_our_fetch_is_said_to_end_at_the_second_broker(redis_server: EmbeddedSer
 def test_our_fetch_is_for_redis_only(redis_server: EmbeddedServer, url: str) -> None:
     """On any other broker the start is refused, in one line."""
     app = _app(url, circuit="dep")
-    app.conf.broker_transport = "omni_tasks.integration.fetch:Transport"
+    # Another way to say the same.
+    app.conf.broker_transport = "omni_tasks.integration.fetch.Transport"
     init_app(app, redis_url=redis_server.url)
     assert _refusal(app).startswith("broker_transport must be left out with a ")
 

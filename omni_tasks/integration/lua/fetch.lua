@@ -12,6 +12,11 @@
   Cost     O(lists + bytes of the message)
   Mirrors  omni_tasks/integration/fetch.py: Channel._brpop_start()
 ]]
+local function is_body(body, encoding)
+  if encoding == nil or encoding == cjson.null then return true end
+  return encoding == 'base64' and type(body) == 'string' and #body % 4 == 0 and string.find(body, '^[%w+/]*=?=?$') ~= nil
+end
+
 for n = 3, #KEYS do
   local message = redis.call('LINDEX', KEYS[n], -1)
   if message then
@@ -20,8 +25,7 @@ for n = 3, #KEYS do
     local info = type(properties) == 'table' and properties.delivery_info
     -- What kombu cannot deliver, it drops with an error.  Noted, it would come back and fail for ever.
     local sound = type(info) == 'table' and info.exchange and info.routing_key
-      and type(properties.delivery_tag) == 'string'
-      and (properties.body_encoding == nil or properties.body_encoding == cjson.null or properties.body_encoding == 'base64')
+      and type(properties.delivery_tag) == 'string' and is_body(told.body, properties.body_encoding)
     if sound then
       local place = cjson.encode({info.exchange, info.routing_key})
       -- First: a server that is out of memory refuses to write this, and then the message stays on its list.
