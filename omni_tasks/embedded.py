@@ -254,11 +254,15 @@ class EmbeddedServer:
 
     def _command(self) -> list[str]:
         folder = self._data_dir or Path(tempfile.gettempdir())
-        durable = ["--appendonly", "yes", "--appendfsync", "everysec"] if self._data_dir else ["--appendonly", "no"]
+        if self._data_dir:
+            data = ["--appendonly", "yes", "--appendfsync", "everysec"]
+        else:
+            # A name of its own: a dump.rdb that lies about in that folder is somebody else's.
+            data = ["--appendonly", "no", "--dbfilename", f"omni-{os.getpid()}-{self._port}.rdb"]
         return [
             str(self._binary),
             *("--bind", _LOOPBACK, "--port", str(self._port), "--daemonize", "no", "--dir", str(folder)),
-            *("--save", "", *durable),
+            *("--save", "", *data),
             # Evicting a held task to make room would lose it without a word.
             *("--maxmemory-policy", "noeviction"),
         ]

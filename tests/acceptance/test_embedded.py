@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -160,6 +161,20 @@ def test_data_survives_a_kill_when_it_has_a_folder(tmp_path: Path) -> None:
         server.restart()
         assert server.port == port
         assert client.get("kept") == b"yes"
+
+
+def test_it_begins_empty_whatever_lies_about(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """
+    Without a folder for its data it reads no file that another server has left behind.
+    """
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with start_server() as server, redis.Redis.from_url(server.url) as client:
+        client.set("key", "value")
+        client.save()
+    [dump] = tmp_path.glob("*.rdb")
+    dump.rename(tmp_path / "dump.rdb")
+    with start_server() as server, redis.Redis.from_url(server.url) as client:
+        assert client.dbsize() == 0
 
 
 def test_a_paused_server_answers_nothing_until_resumed() -> None:

@@ -120,6 +120,9 @@ def test_how_a_held_task_ended_is_told_when_the_result_backend_is_back(stage: Ca
         eventually(lambda: worker.log.count("] stays unacknowledged") >= 10, within=5, what="they are not ended")
         assert play.app.control.ping(timeout=5, limit=1)
         (backend.resume if how == "frozen" else backend.restart)()
+        # It answers before it has read its file.
+        with redis.Redis.from_url(backend.url) as operator:
+            eventually(lambda: not operator.info("persistence")["loading"], within=10, what="read")
         results = [AsyncResult(one.id, app=reader) for one in sent]
         eventually(lambda: all(result.ready() for result in results), within=20, what="all have ended")
         ends = [type(result.result) for result in results]
