@@ -457,18 +457,22 @@ def test_a_holding_queue_that_is_deleted_is_noticed(make_yard: MakeYard, caplog:
     assert yard.place.counts(["dep"]) == {"dep": 1}
 
 
+def _hold_one_without_its_queue(yard: Yard) -> None:
+    lost = Queue(f"{yard.name}-lost", routing_key=f"{yard.name}-lost")
+    lost(yard.channel).declare()
+    yard.app.send_task("work", queue=lost)
+    assert yard.consume(lost, expect=1, then=functools.partial(_park, yard)) == 1
+    lost(yard.channel).delete()
+
+
 @pytest.mark.parametrize("kind", ["rabbitmq", "rabbitmq-store"])
 def test_a_task_whose_queue_is_gone_keeps_nobody_waiting(make_yard: MakeYard, kind: str) -> None:
     """It is said and stays held; those behind it return."""
     yard = make_yard(kind)
-    lost = Queue(f"{yard.name}-lost", routing_key=f"{yard.name}-lost")
-    lost(yard.channel).declare()
-    yard.app.send_task("work", queue=lost)
+    _hold_one_without_its_queue(yard)
     yard.app.send_task("work")
-    assert yard.consume(lost, expect=1, then=functools.partial(_park, yard)) == 1
     [message] = yard.receive(1)
     _park(yard, message)
-    lost(yard.channel).delete()
     with pytest.raises(ParkingError, match="-lost"):
         yard.place.unpark("dep", 1, "gen:1")
     assert yard.place.unpark("dep", 1, "gen:1") == 1
@@ -480,14 +484,10 @@ def test_one_circuits_missing_queue_holds_up_no_other(make_yard: MakeYard) -> No
     """A mover says what it cannot move, and sees to the circuits behind it in the same look."""
     yard = make_yard("rabbitmq")
     init_app(yard.app, circuits={"dep": {}, "later": {}})
-    lost = Queue(f"{yard.name}-lost", routing_key=f"{yard.name}-lost")
-    lost(yard.channel).declare()
-    yard.app.send_task("work", queue=lost)
+    _hold_one_without_its_queue(yard)
     yard.app.send_task("work")
-    assert yard.consume(lost, expect=1, then=functools.partial(_park, yard)) == 1
     [message] = yard.receive(1)
     yard.place.park("later", message, 1.0)
-    lost(yard.channel).delete()
     try:
         with pytest.raises(ParkingError, match="-lost"):
             move_held_tasks(integration_of(yard.app))
