@@ -51,8 +51,12 @@ class Channel(_Channel):
     A channel that takes and notes in one step.
     """
 
+    #: Whether the question under way looks for a message; else it is a rest, or kombu's own.
     _looks = False
+
+    #: Whether the last look found nothing.
     _is_to_rest = False
+
     _restored_monotonic = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
