@@ -32,7 +32,7 @@ __all__ = ["check", "warnings"]
 logger = logging.getLogger(__name__)
 
 #: How a configuration names our own way to fetch.
-OURS = f"{Transport.__module__}:{Transport.__name__}"
+OUR_FETCH = f"{Transport.__module__}:{Transport.__name__}"
 
 
 def check(integration: Integration) -> None:
@@ -64,7 +64,7 @@ def _check_fetch(app: Celery) -> None:
     connection = app.connection_for_read()
     scheme = str([*connection.alt, app.conf.broker_read_url or "amqp://"][0]).partition("://")[0]
     if issubclass(connection.get_transport_cls(), Transport) and scheme not in {"redis", "rediss"}:
-        raise ConfigurationError("broker_transport", OURS, f"left out with a {scheme}:// broker: it is Redis's")
+        raise ConfigurationError("broker_transport", OUR_FETCH, f"left out with a {scheme}:// broker: it is Redis's")
 
 
 def _check_circuit(integration: Integration, option: str, circuit: str) -> None:
@@ -169,7 +169,7 @@ def _of_broker(app: Celery) -> list[str]:
     if scheme in {"redis", "rediss"} and not connection.uri_prefix:
         found.append(
             "broker_transport is kombu's: a worker that is killed loses what it has taken off its list in Redis and "
-            f"not noted yet; {OURS} notes it in the same step"
+            f"not noted yet; {OUR_FETCH} notes it in the same step"
         )
     return found
 
